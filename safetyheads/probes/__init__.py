@@ -1,0 +1,1 @@
+"""The experiments. They share everything below them and never import each other."""

@@ -1,0 +1,16 @@
+"""What every test may rely on: no waiting for the Hub, one thread, no wandb, no deadlines."""
+
+import os
+
+for variable, value in {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "disabled",
+}.items():
+    os.environ.setdefault(variable, value)
+
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("shared-machine", deadline=None, max_examples=30)
+settings.load_profile("shared-machine")

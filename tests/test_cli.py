@@ -1,0 +1,286 @@
+"""Does the command line pass on what was typed, and say in one line what was wrong with it?"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pandas
+import pytest
+
+from safetyheads.__main__ import DEMO_LIMIT, DEMO_MODEL, main
+
+
+@dataclass
+class FakeRanking:
+    """What the command line needs of a Ranking, with two heads under each ablation."""
+
+    ablations: tuple[str, ...]
+    save_error: BaseException | None
+
+    def top(self, k: int) -> pandas.DataFrame:
+        same = {"dataset": "mine", "model": "m", "metric": "ships", "unit": "nat"}
+        rows = [
+            {"ablation": name, "rank": rank, "label": f"L{rank}H0"}
+            | {"score": 1.0 / rank, "harmless_score": 0.25 / rank}
+            | same
+            for name in self.ablations
+            for rank in (1, 2)
+        ]
+        return pandas.DataFrame(rows)
+
+    def save(self, folder: Path, *, note: str | None) -> None:
+        if self.save_error:
+            raise self.save_error
+        (folder / "scatter.html").write_text(f"figure: {note}")
+
+
+@dataclass
+class Calls:
+    """What the faked API was called with, and what it is to raise instead of an answer."""
+
+    load_model: dict[str, Any] = field(default_factory=dict)
+    load_prompts: dict[str, Any] = field(default_factory=dict)
+    rank: dict[str, Any] = field(default_factory=dict)
+    error: BaseException | None = None
+    save_error: BaseException | None = None
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    calls = Calls()
+
+    def load_model(x, tokenizer=None, device="cpu", dtype=None):
+        calls.load_model = {"x": x, "device": device, "dtype": dtype}
+        return "the model"
+
+    def load_prompts(x, *, column=None, path=None):
+        calls.load_prompts = {"x": x, "column": column, "path": path}
+        return "the prompts"
+
+    def rank_safety_heads(model, dataset, **options):
+        calls.rank = {"model": model, "dataset": dataset, **options}
+        if calls.error:
+            raise calls.error
+        options["store"].mkdir(parents=True)
+        return FakeRanking(tuple(type(a).__name__ for a in options["ablations"]), calls.save_error)
+
+    for name, function in {
+        "model": load_model,
+        "prompts": load_prompts,
+        "ranking": rank_safety_heads,
+    }.items():
+        module = ModuleType(f"safetyheads.{name}")
+        setattr(module, function.__name__, function)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def test_rank_passes_on_what_was_typed(calls, capsys):
+    import torch
+
+    typed = (
+        "rank --model my/model --prompts q.csv --column ask --prompts-path data --ablation zero"
+        " --ablation scaling_contribution --epsilon 0.5 --metric generalized_ships --space right"
+        " --rank 3 --template Q:{q} --top 2 --limit 5 --batch 7 --device cuda:1 --dtype bfloat16"
+    )
+    assert main([*typed.split(), "--out", "a/b"]) == 0
+    assert calls.load_model == {"x": "my/model", "device": "cuda:1", "dtype": torch.bfloat16}
+    assert calls.load_prompts == {"x": "q.csv", "column": "ask", "path": "data"}
+    zero, scaling = calls.rank.pop("ablations")
+    metric = calls.rank.pop("metric")
+    assert (type(zero).__name__, scaling.epsilon) == ("ZeroAblation", 0.5)
+    assert (type(metric).__name__, metric.space, metric.rank) == ("GeneralizedShips", "right", 3)
+    assert calls.rank == {
+        "model": "the model",
+        "dataset": "the prompts",
+        "top_k": 2,
+        "template": "Q:{q}",
+        "limit": 5,
+        "rows": 7,
+        "store": Path("a/b/unfinished"),
+    }
+    assert not Path("a/b/unfinished").exists()
+    printed = capsys.readouterr().out
+    assert "Top 2 heads of m on mine: ships, ZeroAblation" in printed
+    assert str(Path("a/b/scatter.html").absolute()) in printed
+    assert DEMO_MODEL not in printed
+
+
+def test_the_table_has_harmful_beside_harmless(calls, capsys):
+    main(["rank"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == ["rank", "head", "harmful", "[nat]", "harmless", "[nat]"]
+    assert lines[2:4] == [["1", "L1H0", "1", "0.25"], ["2", "L2H0", "0.5", "0.125"]]
+
+
+def test_the_demo_is_rank_on_the_defaults_and_says_what_its_heads_are_not(calls, capsys):
+    assert main(["demo"]) == 0
+    assert calls.load_model == {"x": DEMO_MODEL, "device": "cpu", "dtype": None}
+    assert calls.load_prompts["x"] == "builtin"
+    assert calls.rank["limit"] == DEMO_LIMIT
+    names = [type(ablation).__name__ for ablation in calls.rank["ablations"]]
+    assert names == ["UndifferentiatedAttention", "ScalingContribution"]
+    printed = capsys.readouterr().out
+    assert str(Path("safetyheads-demo/scatter.html").absolute()) in printed
+    assert "hardly ever refuses" in printed
+    assert "hardly ever refuses" in Path("safetyheads-demo/scatter.html").read_text()
+    assert "negative control" in printed
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("rank --top 0", "came '0', expected a whole number of at least 1"),
+        ("rank --ablation zeros", "invalid choice: 'zeros'"),
+        ("rank --ablation zero --epsilon 0.1", "--epsilon is for undifferentiated_attention and"),
+        ("rank --seed 1", "--seed is for --ablation resample"),
+        ("rank --rank 2", "--space and --rank are for --metric generalized_ships"),
+        ("", "arguments are required: COMMAND"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(calls, capsys, typed, message):
+    with pytest.raises(SystemExit) as stop:
+        main(typed.split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not calls.load_model
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, ConnectionError, PermissionError])
+def test_an_error_is_one_line_without_a_traceback(calls, capsys, error):
+    calls.error = error("no such thing.\n  Near: this thing")
+    assert main(["rank"]) == 2
+    assert capsys.readouterr().err == "safetyheads: error: no such thing. Near: this thing\n"
+
+
+def test_another_error_keeps_its_traceback(calls):
+    calls.error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        main(["rank"])
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_an_unwritable_folder_is_found_before_the_model_is_loaded(calls, capsys, out):
+    Path("file").write_text("kept")
+    assert main(["rank", "--out", out]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"safetyheads: error: --out {out}: cannot write in ")
+    assert message.endswith("name another folder\n")
+    assert not calls.load_model
+    assert Path("file").read_text() == "kept"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_found_before_the_model_is_loaded(calls, capsys):
+    Path("shut").mkdir(mode=0o500)
+    assert main(["rank", "--out", "shut/new"]) == 2
+    assert "Permission denied" in capsys.readouterr().err
+    assert not calls.load_model
+
+
+def test_checking_the_folder_leaves_nothing_behind(calls):
+    calls.error = ValueError("later")
+    main(["rank", "--out", "new/folder"])
+    assert not Path("new").exists()
+
+
+def test_ctrl_c_before_the_first_layer_says_that_there_is_no_result(calls, capsys):
+    calls.error = KeyboardInterrupt()
+    assert main(["rank"]) == 130
+    message = capsys.readouterr().err.strip()
+    assert message == (
+        "safetyheads: interrupted; safetyheads-out holds no complete result of this run"
+    )
+
+
+def test_ctrl_c_later_says_how_to_go_on(calls, capsys):
+    calls.save_error = KeyboardInterrupt()
+    assert main(["rank"]) == 130
+    printed = capsys.readouterr()
+    assert printed.err.strip().endswith(
+        "in safetyheads-out/unfinished: the same command goes on from there"
+    )
+    assert Path("safetyheads-out/unfinished").is_dir()
+
+
+def test_scores_that_cannot_be_saved_are_shown_and_kept(calls, capsys):
+    calls.save_error = OSError("disk full")
+    assert main(["rank"]) == 2
+    printed = capsys.readouterr()
+    assert "L1H0" in printed.out
+    assert printed.err == "safetyheads: error: disk full\n"
+    assert Path("safetyheads-out/unfinished").is_dir()
+
+
+def test_help_and_version_come_without_torch():
+    code = (
+        "import sys; from safetyheads.__main__ import main\n"
+        "try: main([sys.argv[1]])\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    for option, expected in (("--version", "safetyheads 0.1.0"), ("--help", "rank")):
+        child = subprocess.run(
+            [sys.executable, "-c", code, option], capture_output=True, check=True, text=True
+        )
+        assert expected in child.stdout
+        assert child.stdout.endswith("False\n")
+
+
+@pytest.fixture(scope="module")
+def tiny_chat_model(tmp_path_factory) -> SimpleNamespace:
+    """A folder with a random Llama of 2 layers and 6 heads and a tokenizer of single bytes."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template="{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n"
+        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=4,
+        hidden_size=24, intermediate_size=40, vocab_size=len(vocabulary), bos_token_id=0,
+        eos_token_id=1, max_position_embeddings=512, initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return SimpleNamespace(folder=folder, heads=2 * 6)
+
+
+def test_rank_from_end_to_end(tiny_chat_model, tmp_path, capsys):
+    out = tmp_path / "results"
+    arguments = ["rank", "--model", str(tiny_chat_model.folder), "--limit", "2", "--top", "3"]
+    assert main([*arguments, "--out", str(out)]) == 0
+
+    scores = pandas.read_csv(out / "scores.csv")
+    assert set(scores["ablation"]) == {"undifferentiated_attention", "scaling_contribution"}
+    assert len(scores) == 2 * tiny_chat_model.heads
+    assert (scores["score"] > 0).all()
+    assert scores["harmless_score"].notna().all()
+    for _, rows in scores.groupby("ablation"):
+        by_score = rows.sort_values("score", ascending=False)
+        assert list(by_score["rank"]) == list(range(1, tiny_chat_model.heads + 1))
+    assert json.loads((out / "manifest.json").read_text())
+    html = (out / "scatter.html").read_text()
+    assert len(html) > 1_000_000, "plotly is to be inside the file"
+    assert "cdn.plot.ly/plotly" not in html.split("<body>")[0]
+
+    printed = capsys.readouterr().out
+    best = scores[scores["rank"] == 1]["label"]
+    assert all(label in printed for label in best)
+    assert str(out / "scatter.html") in printed
