@@ -1,6 +1,7 @@
 """What does one type to rank a model's safety heads? `safetyheads rank` and `safetyheads demo`."""
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -213,6 +214,8 @@ def describe_interruption(folder: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     options = parse_arguments(arguments)
+    # Before torch is imported: threads that spin while they wait make a busy machine several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         rank(options)
     except KeyboardInterrupt:

@@ -148,7 +148,7 @@ def load_checkpoint(
     path = Path(text).expanduser()
     if isinstance(source, str) and text in KNOWN_MODELS:
         return _load_known(text, device, dtype)
-    if path.is_dir():
+    if text and path.is_dir():
         return _load_folder(path, path.resolve().name, str(path), device, dtype)
     if path.is_file():
         return _load_gguf_file(path, device, dtype)

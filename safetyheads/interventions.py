@@ -16,7 +16,8 @@ from safetyheads.heads import Head
 
 
 class HeadActs(NamedTuple):
-    """What one head has before W_O, on a batch of rows; the optional fields are there when `Ablation.needs` names them."""
+    """What one head has before W_O, on a batch of rows; the optional fields are there when
+    `Ablation.needs` names them."""
 
     z: Float[Tensor, "row pos d_head"]
     """The head's output: its attention pattern times its values."""
@@ -73,8 +74,7 @@ class UndifferentiatedAttention:
     def __call__(self, acts: HeadActs) -> Float[Tensor, "row pos d_head"]:
         scores = torch.zeros_like(acts.visible, dtype=torch.float32)
         if self.epsilon:
-            assert acts.scores is not None, "the sweep fills in what `needs` names"
-            scores = acts.scores.float() * self.epsilon
+            scores = _given(acts.scores, self).float() * self.epsilon
             if acts.softcap:
                 scores = acts.softcap * torch.tanh(scores / acts.softcap)
         pattern = scores.masked_fill(~acts.visible, -torch.inf).softmax(-1)
@@ -85,8 +85,8 @@ class UndifferentiatedAttention:
 class ScalingContribution:
     """Scale the head's output by epsilon before W_O (Ships, Eq. 8).
 
-    >>> z = torch.ones(1, 1, 2); ScalingContribution(0.5)(HeadActs(z, z, torch.ones(1, 1, 1, dtype=torch.bool))).tolist()
-    [[[0.5, 0.5]]]
+    >>> z = torch.ones(1, 1, 2); ScalingContribution(0.5)(HeadActs(z, z, torch.ones(1, 1, 1,
+    dtype=torch.bool))).tolist() [[[0.5, 0.5]]]
     """
 
     epsilon: float = 1e-5
@@ -113,15 +113,15 @@ class ZeroAblation:
 class MeanAblation:
     """Replace the head's output by its mean over all real tokens of the prompts that are scored.
 
-    The mean is over data. The paper's code has a "mean mask" that averages over the heads of a layer: a different thing.
+    The mean is over data. The paper's code has a "mean mask" that averages over the heads of a layer: a
+    different thing.
     """
 
     name: ClassVar[str] = "mean"
     needs: ClassVar[frozenset[str]] = frozenset({"mean"})
 
     def __call__(self, acts: HeadActs) -> Float[Tensor, "row pos d_head"]:
-        assert acts.mean is not None, "the sweep fills in what `needs` names"
-        return acts.mean.expand_as(acts.z)
+        return _given(acts.mean, self).expand_as(acts.z)
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,13 @@ class ResampleAblation:
     needs: ClassVar[frozenset[str]] = frozenset({"donor"})
 
     def __call__(self, acts: HeadActs) -> Float[Tensor, "row pos d_head"]:
-        assert acts.donor is not None, "the sweep fills in what `needs` names"
-        return acts.donor
+        return _given(acts.donor, self)
+
+
+def _given(value: Tensor | None, ablation: Ablation) -> Tensor:
+    if value is None:
+        raise ValueError(f"{ablation} needs HeadActs.{', '.join(ablation.needs)}, which is None")
+    return value
 
 
 @dataclass(frozen=True)

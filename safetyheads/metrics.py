@@ -49,8 +49,8 @@ def principal_angles(
 ) -> Float[Tensor, "*batch rank"]:
     """Principal angles between two subspaces given by orthonormal columns, in degrees, ascending, without arccos.
 
-    With the principal vectors a and b of each pair, the angle is 2 asin(|a - b| / 2) in float64, which keeps small angles:
-    float32 arccos has a floor near 0.02 degrees.
+    With the principal vectors a and b of each pair, the angle is 2 asin(|a - b| / 2) in float64, which keeps
+    small angles: float32 arccos has a floor near 0.02 degrees.
 
     >>> e = torch.eye(3, dtype=torch.float64); tilted = (e[:, :1] + 1e-6 * e[:, 1:2])
     >>> round(principal_angles(e[:, :1], tilted / tilted.norm()).item(), 8)
@@ -139,9 +139,6 @@ class Metric(Protocol):
 class _PerPrompt:
     """A metric that is a number a prompt; the score is the mean over prompts."""
 
-    def prepare(self, tokenizer: Any, texts: Sequence[str]) -> "Metric":
-        return self
-
     def gather(
         self, rows: Float[Tensor, "variant prompt"], baseline: Float[Tensor, " prompt"]
     ) -> Float[Tensor, "variant prompt"]:
@@ -163,6 +160,9 @@ class Ships(_PerPrompt):
     name: ClassVar[str] = "ships"
     unit: ClassVar[str] = "nat"
     largest_first: ClassVar[bool] = True
+
+    def prepare(self, tokenizer: Any, texts: Sequence[str]) -> "Ships":
+        return self
 
     def read(self, ablated: LastToken, baseline: LastToken) -> Float[Tensor, " row"]:
         return kl_divergence(baseline.log_probs, ablated.log_probs)
@@ -249,7 +249,11 @@ class GeneralizedShips:
     ) -> Float[Tensor, "variant 3 prompt prompt"]:
         """The Gram matrices of base and base, base and ablated, ablated and ablated states: all a score needs."""
         ablated, base = rows.double(), baseline.double()
-        grams = [(base @ base.mT).expand(len(rows), -1, -1), base @ ablated.mT, ablated @ ablated.mT]
+        grams = [
+            (base @ base.mT).expand(len(rows), -1, -1),
+            base @ ablated.mT,
+            ablated @ ablated.mT,
+        ]
         return torch.stack(grams, dim=1)
 
     def score(

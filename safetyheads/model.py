@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from safetyheads.checkpoints import load_checkpoint
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformer_lens.model_bridge import TransformerBridge
 
 
@@ -39,7 +37,8 @@ class AttentionActs(NamedTuple):
     visible: Bool[Tensor, "1 pos pos"]
     """The same for all prompts, which right padding makes so."""
     scores: Float[Tensor, "prompt head pos pos"] | None
-    """Attention scores after QK-norm and rotary embedding, softcap undone, up to a constant a query; kept if asked for."""
+    """Attention scores after QK-norm and rotary embedding, softcap undone, up to a constant a
+    query; kept if asked for."""
 
 
 class SharedPrefix:
@@ -99,7 +98,9 @@ class HookedModel:
     @property
     def context(self) -> int:
         """The longest prompt that the model takes, in tokens."""
-        return int(getattr(self._hf.config, "max_position_embeddings", None) or self.bridge.cfg.n_ctx)
+        return int(
+            getattr(self._hf.config, "max_position_embeddings", None) or self.bridge.cfg.n_ctx
+        )
 
     @property
     def device(self) -> torch.device:
@@ -230,13 +231,20 @@ class HookedModel:
         args = tuple(_swap_cache(a, cache) for a in call.args)
         kwargs = {k: _swap_cache(v, cache) for k, v in call.kwargs.items()}
         block = self.bridge.blocks[layer]
-        replaced = contextlib.nullcontext() if attn_out is None else _attention_gives(block.attn, attn_out)
+        replaced = (
+            contextlib.nullcontext() if attn_out is None else _attention_gives(block.attn, attn_out)
+        )
         with replaced:
             out = block(resid, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     def run_block_clean(
-        self, layer: int, resid: Float[Tensor, "prompt pos d_model"], call: BlockCall, *, scores: bool
+        self,
+        layer: int,
+        resid: Float[Tensor, "prompt pos d_model"],
+        call: BlockCall,
+        *,
+        scores: bool,
     ) -> AttentionActs:
         """One undisturbed block, keeping what its heads did."""
         kept: dict[str, Tensor] = {}
@@ -268,7 +276,8 @@ class HookedModel:
         )
 
     def _scores(self, kept: dict[str, Tensor]) -> Float[Tensor, "prompt head pos pos"]:
-        """Attention scores before the softmax, up to a constant a query, softcap undone; masked entries mean nothing."""
+        """Attention scores before the softmax, up to a constant a query, softcap undone; masked
+        entries mean nothing."""
         scores, pattern = kept["hook_attn_scores"], kept["hook_pattern"]
         if torch.equal(scores, pattern):
             # Where TransformerLens leaves attention to the original module (GPT-J), both hooks show the pattern.
@@ -285,10 +294,15 @@ class HookedModel:
 
 
 def _visible(call: BlockCall, resid: Tensor) -> Bool[Tensor, "1 pos pos"]:
-    """Which keys each query may see, from the mask that the model passes to the block; plain causal if it passes none."""
+    """Which keys each query may see, from the mask that the model passes to the block; plain causal
+    if it passes none."""
     for value in (*call.args, *call.kwargs.values()):
         if isinstance(value, Tensor) and value.ndim == 4:
-            return value[:, 0] if value.dtype == torch.bool else value[:, 0] > torch.finfo(value.dtype).min / 2
+            return (
+                value[:, 0]
+                if value.dtype == torch.bool
+                else value[:, 0] > torch.finfo(value.dtype).min / 2
+            )
     length = resid.shape[1]
     return torch.ones(1, length, length, dtype=torch.bool, device=resid.device).tril()
 
@@ -310,7 +324,7 @@ def _attention_gives(attention: nn.Module, attn_out: Tensor) -> Iterator[None]:
 
 
 def load_model(
-    x: "str | Path | HookedModel | TransformerBridge | Any",
+    x: Any,
     tokenizer: Any = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
@@ -318,9 +332,10 @@ def load_model(
     """Open a model for probing.
 
     `x` is one of: a known name (`"smollm2-135m-instruct"`, `"qwen2.5-coder-0.5b-instruct"`), a Hugging Face Hub id, a
-    local folder, a `.gguf` file, a loaded Hugging Face causal LM (give its `tokenizer`, or a pair of both), or a TransformerBridge. A loaded
-    Hugging Face model is wrapped in place: it keeps its outputs, computes attention eagerly from then on, and cannot be
-    saved through its own `save_pretrained` any more; wrapping it again gives the same wrapper.
+    local folder, a `.gguf` file, a loaded Hugging Face causal LM (give its `tokenizer`, or a pair of both), or a
+    TransformerBridge. A loaded Hugging Face model is wrapped in place: it keeps its outputs, computes
+    attention eagerly from then on, and cannot be saved through its own `save_pretrained` any more; wrapping
+    it again gives the same wrapper.
 
     Raises ValueError (an unknown name, with near matches; not a decoder; no tokenizer), FileNotFoundError (no such
     file), ConnectionError (the Hub is needed and out of reach).
@@ -382,7 +397,9 @@ def _boot(hf: Any, name: str) -> Any:
 
     architecture = type(hf).__name__
     try:
-        bridge = build_bridge_from_module(hf.eval(), architecture, hf_config=hf.config, tokenizer=None)
+        bridge = build_bridge_from_module(
+            hf.eval(), architecture, hf_config=hf.config, tokenizer=None
+        )
     except (ValueError, KeyError) as error:
         raise ValueError(
             f"{name}: TransformerLens cannot wrap the architecture {architecture} ({error}); "
@@ -396,7 +413,11 @@ def _boot(hf: Any, name: str) -> Any:
 def _require_decoder(model: Any) -> None:
     config = getattr(model, "config", None)
     encoder = config is not None and getattr(config, "is_encoder_decoder", False)
-    if config is None or encoder or not type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+    if (
+        config is None
+        or encoder
+        or not type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    ):
         raise ValueError(
             f"expected a decoder-only causal language model, and a {type(model).__name__} came; "
             "load it with transformers.AutoModelForCausalLM"
@@ -411,5 +432,7 @@ def _weights_digest(model: nn.Module) -> str:
     tensors: Sequence[tuple[str, Tensor]] = sorted(model.named_parameters())
     for name, tensor in tensors:
         total = tensor.detach().double()
-        digest.update(f"{name}{tuple(tensor.shape)}{total.sum().item()}{total.abs().sum().item()}".encode())
+        digest.update(
+            f"{name}{tuple(tensor.shape)}{total.sum().item()}{total.abs().sum().item()}".encode()
+        )
     return digest.hexdigest()

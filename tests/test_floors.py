@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "safetyheads"
 FLOORS = [  # a module imports from the floors above its own line, never from its own line or below
-    ["prompts", "heads", "metrics", "plots", "store", "executors", "checkpoints"],
-    ["stats", "model"],
+    ["prompts", "heads", "metrics", "plots", "executors", "checkpoints"],
+    ["stats", "model", "store"],
     ["interventions"],
     ["sweep", "screening"],
     [f"probes.{n}" for n in ("attention", "ablation", "directions", "sensitivity", "behaviour")],

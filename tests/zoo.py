@@ -6,19 +6,27 @@ from typing import Any
 
 import torch
 
-SIZES: dict[str, Any] = dict(
-    vocab_size=97,
-    hidden_size=24,
-    num_hidden_layers=4,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    intermediate_size=40,
-    max_position_embeddings=64,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
-)
-GPT: dict[str, Any] = dict(vocab_size=97, n_embd=24, n_layer=4, n_head=6, n_positions=64, bos_token_id=1, eos_token_id=2)
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GPT: dict[str, Any] = {
+    "vocab_size": 97,
+    "n_embd": 24,
+    "n_layer": 4,
+    "n_head": 6,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 def _config(name: str, **values: Any) -> Callable[[], Any]:

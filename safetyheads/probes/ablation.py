@@ -35,11 +35,11 @@ def score_heads(
     """Score every query head of a model on the prompts of a set (ships, generalized ships).
 
     `model` and `prompts` are whatever `load_model` and `load_prompts` take. `ablation` defaults to
-    `UndifferentiatedAttention()`, `metric` to `Ships()`. `side`
-    says which prompts of the set are scored, "harmful" or "harmless". `template` is "chat", "bare", "query" or a string with `{q}`; by
-    default "chat" where the tokenizer has a chat template, else "bare". `rows` bounds the (head, prompt) rows that run
-    together, and with it the memory. `store` names a folder where finished layers are kept: a run that was killed goes
-    on from there. `progress` shows a bar with the time left (by default where standard error is a terminal).
+    `UndifferentiatedAttention()`, `metric` to `Ships()`. `side` says which prompts of the set are scored,
+    "harmful" or "harmless". `template` is "chat", "bare", "query" or a string with `{q}`; by default "chat"
+    where the tokenizer has a chat template, else "bare". `rows` bounds the (head, prompt) rows that run together, and with it the memory. `store` names a folder where
+    finished layers are kept: a run that was killed goes on from there. `progress` shows a bar with the time
+    left (by default where standard error is a terminal).
 
     Raises ValueError for input that cannot be scored, and what `load_model` and `load_prompts` raise.
     """
@@ -48,7 +48,9 @@ def score_heads(
     if side not in ("harmful", "harmless"):
         raise ValueError(f'side is {side!r}; it must be "harmful" or "harmless"')
     if not (texts := getattr(prompts, side)):
-        raise ValueError(f"{prompts.name} has no {side} prompts; score the other side, or give a set with both")
+        raise ValueError(
+            f"{prompts.name} has no {side} prompts; score the other side, or give a set with both"
+        )
     batch = tokenize(texts, model.tokenizer, template, max_length=model.context)
     metric = (Ships() if metric is None else metric).prepare(model.tokenizer, batch.texts)
     if "donor" in ablation.needs and len(batch.lengths) < 2:
@@ -65,7 +67,9 @@ def score_heads(
     }
     heads = [Head(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
     known = None if store is None else Store(store, provenance)
-    with _bar(len(heads) * len(batch.lengths), f"{ablation.name}, {prompts.name} {side}", progress) as bar:
+    with _bar(
+        len(heads) * len(batch.lengths), f"{ablation.name}, {prompts.name} {side}", progress
+    ) as bar:
         swept = sweep(
             model,
             batch,
@@ -80,7 +84,9 @@ def score_heads(
     return HeadScores(
         values=values.reshape(grid),
         per_prompt=None if per_prompt is None else per_prompt.reshape(*grid, -1),
-        readings=None if per_prompt is not None else swept.readings.reshape(*grid, *swept.readings.shape[1:]),
+        readings=None
+        if per_prompt is not None
+        else swept.readings.reshape(*grid, *swept.readings.shape[1:]),
         ablation=ablation.name,
         metric=metric.name,
         unit=metric.unit,
@@ -92,7 +98,8 @@ def score_heads(
 def provenance_of(
     model: HookedModel, batch: Any, ablation: Ablation, metric: Metric
 ) -> dict[str, Any]:
-    """Everything that determines a score: the model and its numerics, the tokens, the ablation, the metric, the version."""
+    """Everything that determines a score: the model and its numerics, the tokens, the ablation, the
+    metric, the version."""
     return {
         "model": {"name": model.name, **model.provenance},
         "template": batch.template,

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from tests.oracles import PlainModel, kl
-from tests.zoo import CONFIGS, RAGGED, SIZES, random_model, sentence, tokenizer
 
 from safetyheads.interventions import (
     MeanAblation,
@@ -21,6 +19,8 @@ from safetyheads.metrics import GeneralizedShips, RefusalShift
 from safetyheads.model import load_model
 from safetyheads.probes.ablation import score_heads
 from safetyheads.prompts import tokenize
+from tests.oracles import PlainModel, kl
+from tests.zoo import CONFIGS, RAGGED, SIZES, random_model, sentence, tokenizer
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 TOLERANCE = 2e-6  # nat, the issue of float32 noise; the scores compared are 1e-4 and larger
@@ -140,7 +140,9 @@ def test_generalized_ships_agrees_with_numpy_svd(zoo):
     }
     for layer, head in [(0, 0), (0, 5), (1, 3), (2, 4), (3, 2)]:
         ablated = states(plain.undifferentiated(layer, head, 0.0))
-        (u0, _, v0), (u1, _, v1) = (numpy.linalg.svd(m, full_matrices=False) for m in (base, ablated))
+        (u0, _, v0), (u1, _, v1) = (
+            numpy.linalg.svd(m, full_matrices=False) for m in (base, ablated)
+        )
         columns = [m[:, 0] / numpy.linalg.norm(m[:, 0]) for m in (base, ablated)]
         expected = {
             "left": angle(u0[:, 0], u1[:, 0]),
@@ -148,7 +150,11 @@ def test_generalized_ships_agrees_with_numpy_svd(zoo):
             "feature0": angle(*columns),
         }
         for space, degrees in expected.items():
-            assert got[space][layer, head].item() == pytest.approx(degrees, abs=0.003), (space, layer, head)
+            assert got[space][layer, head].item() == pytest.approx(degrees, abs=0.003), (
+                space,
+                layer,
+                head,
+            )
     assert min(values.max() for values in got.values()) > 0.5
 
 
@@ -186,7 +192,9 @@ def test_ungrouped_heads_of_one_group_score_apart():
 @pytest.fixture(scope="module")
 def golden():
     if not GOLDEN.exists():
-        pytest.skip(f"{GOLDEN} is not there: the reference code's numbers live outside the repository")
+        pytest.skip(
+            f"{GOLDEN} is not there: the reference code's numbers live outside the repository"
+        )
     numbers = json.loads((GOLDEN / "tiny-Llama-mha.json").read_text())
     return numbers, load_model(GOLDEN / "tiny-Llama-mha")
 
@@ -212,12 +220,16 @@ def test_generalized_ships_agrees_with_the_reference_code(golden, kind, space):
     numbers, model = golden
     ablation = {"q": UndifferentiatedAttention(1e-5), "v": ScalingContribution(1e-5)}[kind]
     metric = GeneralizedShips(space)
-    scores = score_heads(model, numbers["prompts"], ablation=ablation, metric=metric, template="query")
+    scores = score_heads(
+        model, numbers["prompts"], ablation=ablation, metric=metric, template="query"
+    )
     expected = grid(numbers[f"generalized_ships_{space}_degrees"][kind])
     assert (scores.values - expected).abs().max() <= 0.03
     if space == "left":
         first = scores.top(1)
-        assert f"{first['layer'].item()}-{first['head'].item()}" == numbers["sahara"][kind]["order"][0]
+        assert (
+            f"{first['layer'].item()}-{first['head'].item()}" == numbers["sahara"][kind]["order"][0]
+        )
 
 
 def test_query_template_is_the_reference_codes_dataset_template(golden):

@@ -1,0 +1,71 @@
+"""Do the notebooks run from top to bottom, and is what is stored what their sources say?"""
+
+import os
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from tests import zoo
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+MODEL_VARIABLE = "SAFETYHEADS_NOTEBOOK_MODEL"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A folder with a random Llama and a tokenizer that has the builtin prompts' words."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    from safetyheads import load_prompts
+
+    prompts = load_prompts("builtin")
+    words = {w for text in prompts.harmful + prompts.harmless for w in re.findall(r"\w+|\W", text)}
+    vocab = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    for word in ("I", "As", "Sorry", *sorted(words)):
+        vocab.setdefault(word, len(vocab))
+    tokens = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
+    tokens.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|\W"), "isolated")
+    tokens.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokens, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    config = LlamaConfig(**{**zoo.SIZES, "vocab_size": len(vocab)}, head_dim=4)
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    zoo.random_model(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("source", sorted(NOTEBOOKS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_notebook_runs(source, request, monkeypatch, capsys):
+    """On a tiny random model; SAFETYHEADS_NOTEBOOK_MODEL names another."""
+    if MODEL_VARIABLE not in os.environ:
+        monkeypatch.setenv(MODEL_VARIABLE, str(request.getfixturevalue("tiny_model")))
+    names = runpy.run_path(str(source))
+    table = names["ranking"].to_frame()
+    assert len(table) == 2 * names["model"].n_layers * names["model"].n_heads
+    assert table["score"].max() > 0
+    assert (table["score"] - table["harmless_score"]).abs().max() > 0
+    assert names["first"].values.ne(names["undifferentiated"].values).any()
+    assert "harmful" in capsys.readouterr().out
+
+
+def test_there_is_a_notebook():
+    assert (NOTEBOOKS / "01_safety_heads.py").is_file()
+
+
+@pytest.mark.parametrize("source", sorted(NOTEBOOKS.glob("*.py")), ids=lambda path: path.stem)
+def test_the_stored_notebook_is_its_source(source):
+    """If not: jupytext --to ipynb notebooks/*.py"""
+    jupytext = pytest.importorskip("jupytext")
+    stored, written = jupytext.read(source.with_suffix(".ipynb")), jupytext.read(source)
+    assert [(c.cell_type, c.source) for c in stored.cells] == [
+        (c.cell_type, c.source) for c in written.cells
+    ]
+    code = [cell for cell in stored.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code), (
+        "store it without outputs"
+    )
