@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DEMO_MODEL = "smollm2-135m-instruct"
 DEMO_FOLDER = "safetyheads-demo"
-DEMO_LIMIT = 3  # pairs; with these the demo ends within five minutes on two cores
+DEMO_LIMIT = 4  # pairs; with these the demo ends within five minutes on two cores
 ABLATIONS = ("undifferentiated_attention", "scaling_contribution", "zero", "mean", "resample")
 DEFAULT_ABLATIONS = ABLATIONS[:2]
 METRICS = ("ships", "generalized_ships", "refusal_shift")

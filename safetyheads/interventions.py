@@ -85,8 +85,9 @@ class UndifferentiatedAttention:
 class ScalingContribution:
     """Scale the head's output by epsilon before W_O (Ships, Eq. 8).
 
-    >>> z = torch.ones(1, 1, 2); ScalingContribution(0.5)(HeadActs(z, z, torch.ones(1, 1, 1,
-    dtype=torch.bool))).tolist() [[[0.5, 0.5]]]
+    >>> z = torch.ones(1, 1, 2); itself = torch.ones(1, 1, 1, dtype=torch.bool)
+    >>> ScalingContribution(0.5)(HeadActs(z, z, itself)).tolist()
+    [[[0.5, 0.5]]]
     """
 
     epsilon: float = 1e-5

@@ -125,15 +125,17 @@ class HookedModel:
 
     # The whole model -------------------------------------------------------------------------------------------------
 
-    def final_states(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_model"]:
-        """The residual stream after the final norm, from one plain forward pass."""
+    def states_and_logits(
+        self, ids: Int[Tensor, "row pos"]
+    ) -> tuple[Float[Tensor, "row pos d_model"], Float[Tensor, "row pos d_vocab"]]:
+        """The residual stream after the final norm, and the logits, from one plain forward pass."""
         kept: list[Tensor] = []
         handle = self.bridge.ln_final.register_forward_hook(lambda _m, _i, out: kept.append(out))
         try:
-            self._forward(ids)
+            logits = self.logits(ids)
         finally:
             handle.remove()
-        return kept[-1]
+        return kept[-1], logits
 
     def logits(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_vocab"]:
         """Logits of one plain forward pass, computed by the model's own code throughout."""
@@ -141,7 +143,10 @@ class HookedModel:
 
     def unembed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """From the final norm's output to logits."""
-        logits = self.bridge.unembed(states)
+        config = self._hf.config
+        # Granite divides, Cohere multiplies.
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        logits = self.bridge.unembed(states) * scale
         if self._softcap:
             logits = self._softcap * torch.tanh(logits / self._softcap)
         return logits
@@ -412,7 +417,10 @@ def _boot(hf: Any, name: str) -> Any:
 
 def _require_decoder(model: Any) -> None:
     config = getattr(model, "config", None)
-    encoder = config is not None and getattr(config, "is_encoder_decoder", False)
+    # BERT and its kin have a causal class that looks both ways unless `is_decoder` is set; decoders lack the field.
+    encoder = config is not None and (
+        getattr(config, "is_encoder_decoder", False) or not getattr(config, "is_decoder", True)
+    )
     if (
         config is None
         or encoder

@@ -111,11 +111,10 @@ def _sweep_layer(
             some = edits[start : start + chunk.width]
             z = [chunk.ablated_z(acts, edit, reference) for edit in some]
             if exact:
-                states = chunk.resume(some, acts, z)
+                last = LastToken(chunk.resume(some, acts, z), chunk.model.unembed)
             else:
-                plain = [chunk.run_plainly(e, new) for e, new in zip(some, z, strict=True)]
-                states = torch.cat(plain)
-            read.append(chunk.read(metric, states, some))
+                last = _joined([chunk.run_plainly(e, new) for e, new in zip(some, z, strict=True)])
+            read.append(chunk.read(metric, last, some))
             progress(len(some) * len(chunk.prompts))
         parts.append(torch.cat(read).transpose(0, 1))
     return metric.gather(_in_order(chunks, parts).transpose(0, 1), baseline).cpu()
@@ -166,9 +165,9 @@ class _Chunk:
         if exact:
             rows = self.resid.expand(self.width, *self.resid.shape)
             states = self._run_from(0, rows, None)[: len(self.prompts)]
+            self.baseline = LastToken(states, self.model.unembed)
         else:
-            states = self._at_last(self.model.final_states(self.ids), 0)
-        self.baseline = LastToken(states, self.model.unembed)
+            self.baseline = self._run_whole()
         if self.baseline.log_probs.isnan().any():
             raise ValueError(
                 f"{self.model.name} gives NaN logits on the untouched prompts; check the weights, "
@@ -237,10 +236,9 @@ class _Chunk:
         return model.final_norm(self._at_last(tail, cut))
 
     def read(
-        self, metric: Metric, states: Float[Tensor, "row d_model"], edits: Sequence[AblateHead]
+        self, metric: Metric, ablated: LastToken, edits: Sequence[AblateHead]
     ) -> Float[Tensor, "variant prompt *state"]:
         """What the metric keeps of each row."""
-        ablated = LastToken(states, self.model.unembed)
         copies = len(edits)
         baseline = LastToken(self.baseline.state.repeat(copies, 1), self.model.unembed)
         # The baseline's log-probabilities are known: repeat them rather than unembed again.
@@ -255,10 +253,15 @@ class _Chunk:
 
     def run_plainly(
         self, edit: AblateHead, z: Float[Tensor, "prompt pos d_head"]
-    ) -> Float[Tensor, "prompt d_model"]:
+    ) -> LastToken:
         """The same rows of one edit by one plain hooked forward pass."""
         with self.model.replacing_z(*edit.head, lambda _: z):
-            return self._at_last(self.model.final_states(self.ids), 0)
+            return self._run_whole()
+
+    def _run_whole(self) -> LastToken:
+        """The model's own forward pass to its own logits, whatever it does between final norm and logits."""
+        states, logits = (self._at_last(t, 0) for t in self.model.states_and_logits(self.ids))
+        return LastToken(states, lambda _: logits)
 
     def _at_last(self, rows: Float[Tensor, "row pos d"], cut: int) -> Float[Tensor, "row d"]:
         last = (self.lengths - 1 - cut).repeat(len(rows) // len(self.lengths))
@@ -323,6 +326,12 @@ def _shared_prefix(chunks: Sequence[_Chunk]) -> int:
     return min(same)
 
 
+def _joined(parts: Sequence[LastToken]) -> LastToken:
+    """Several last tokens as one."""
+    log_probs = torch.cat([part.log_probs for part in parts])
+    return LastToken(torch.cat([part.state for part in parts]), lambda _: log_probs)
+
+
 def _same_for_all_prompts(attn_out: Float[Tensor, "variant prompt pos d_model"]) -> bool:
     """Whether the prompts' shared prefix is still shared; rows of one batch differ by rounding only."""
     spread = (attn_out - attn_out[:, :1]).abs().max()
@@ -354,7 +363,7 @@ def _agrees(model: HookedModel, batch: TokenBatch, edit: AblateHead) -> bool:
     pairs = [
         (plain, LastToken(resumed, model.unembed).log_probs),
         (
-            LastToken(chunk.run_plainly(swap, z), model.unembed).log_probs,
+            chunk.run_plainly(swap, z).log_probs,
             LastToken(chunk.resume([swap], acts, [z]), model.unembed).log_probs,
         ),
     ]

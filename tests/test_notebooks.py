@@ -1,15 +1,17 @@
-"""Do the notebooks run from top to bottom, and is what is stored what their sources say?"""
+"""Do the notebooks and the code of the README run, and is what is stored what the sources say?"""
 
 import os
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests import zoo
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = ROOT / "notebooks"
 MODEL_VARIABLE = "SAFETYHEADS_NOTEBOOK_MODEL"
 
 
@@ -69,3 +71,42 @@ def test_the_stored_notebook_is_its_source(source):
     assert not any(cell.outputs or cell.execution_count for cell in code), (
         "store it without outputs"
     )
+
+
+def test_the_code_in_the_readme_runs(tiny_model, tmp_path, monkeypatch):
+    """All of it in order, with random models and harmless prompts in place of the named ones."""
+    import plotly.graph_objects as go
+
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S
+    )
+    code = "\n".join(blocks)
+    for name in ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"):
+        assert f'"{name}"' in code
+        shutil.copytree(tiny_model, tmp_path / "models" / name)
+        code = code.replace(f'"{name}"', repr(str(tmp_path / "models" / name)))
+    data = tmp_path / "data"
+    data.mkdir()
+    for stem in ("jailbreakbench_harmful", "jailbreakbench_benign", "malicious_instruct"):
+        listeners = enumerate(("friend", "guest", "bank clerk"))
+        rows = [f"{index},Explain {stem} to a {listener}\n" for index, listener in listeners]
+        (data / f"{stem}.csv").write_text("Index,prompt\n" + "".join(rows))
+    monkeypatch.setenv("SAFETYHEADS_DATA", str(data))
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert len(shown) == 1
+    assert (tmp_path / "datasets.html").stat().st_size > 0
+    assert (tmp_path / "models.html").stat().st_size > 0
+    assert set(names["table"]["model"]) == {"smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/method.md"])
+def test_the_links_of_a_page_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text("utf-8"))
+    paths = [link for link in links if "://" not in link]
+    assert paths or page == "docs/method.md"
+    missing = [link for link in paths if not ((ROOT / page).parent / link).exists()]
+    assert not missing

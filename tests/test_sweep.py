@@ -1,0 +1,268 @@
+"""A sweep does the work it must and no more, stays in its memory, cleans up, and says when it cannot be trusted."""
+
+import copy
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+from tests.oracles import PlainModel, kl
+from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
+
+from safetyheads import sweep as module
+from safetyheads.heads import Head
+from safetyheads.interventions import (
+    AblateHead,
+    MeanAblation,
+    ResampleAblation,
+    ScalingContribution,
+    UndifferentiatedAttention,
+    ZeroAblation,
+)
+from safetyheads.metrics import RefusalShift, Ships
+from safetyheads.model import HookedModel, load_model
+from safetyheads.probes.ablation import score_heads
+from safetyheads.prompts import tokenize
+from safetyheads.sweep import sweep
+
+LONG = [sentence(*range(10, 20), n, *range(30, 30 + n % 4)) for n in range(50, 57)]
+"""Seven prompts that share eleven tokens, of four lengths."""
+
+
+@pytest.fixture
+def model():
+    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+
+
+def every_head(model, ablation=None):
+    heads = [Head(la, he) for la in range(model.n_layers) for he in range(model.n_heads)]
+    return [AblateHead(head, ablation or ZeroAblation()) for head in heads]
+
+
+def ids():
+    return [tokenizer()(text)["input_ids"] for text in RAGGED]
+
+
+def zero_kl(hf, heads):
+    plain = PlainModel(hf)
+    bases = [plain.run(i)[0] for i in ids()]
+    return {
+        (la, he): [
+            kl(base, plain.run(i, plain.writing_z(la, he, torch.zeros_like))[0])
+            for base, i in zip(bases, ids(), strict=True)
+        ]
+        for la, he in heads
+    }
+
+
+@pytest.mark.parametrize("wrong", ["final_norm", "unembed", "run_block"])
+@pytest.mark.parametrize("ablation", [ZeroAblation(), ScalingContribution(0.0)], ids=repr)
+def test_where_resuming_goes_wrong_plain_passes_give_the_scores_and_a_warning_says_so(
+    model, monkeypatch, wrong, ablation
+):
+    heads = [(0, 0), (1, 4), (3, 5)]
+    expected = zero_kl(copy.deepcopy(random_model(CONFIGS["llama"]())), heads)
+    real = getattr(HookedModel, wrong)
+
+    def off(self, *args, **options):
+        out = real(self, *args, **options)
+        return out + 0.5 * torch.sin(out) if wrong != "run_block" or options.get("attn_out") is not None else out
+
+    monkeypatch.setattr(HookedModel, wrong, off)
+    with pytest.warns(UserWarning, match="differs from the model's own forward pass .*exact and slow") as seen:
+        scores = score_heads(model, RAGGED, ablation=ablation, progress=False)
+    assert len(seen) == 1
+    assert scores.provenance["engine"] == "plain"
+    for (la, he), values in expected.items():
+        assert scores.per_prompt[la, he].tolist() == pytest.approx(values, abs=2e-6)
+    assert max(max(v) for v in expected.values()) > 1e-3
+
+
+def test_a_model_that_can_be_resumed_gives_no_warning(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        swept = sweep(model, tokenize(RAGGED, tokenizer()), every_head(model), Ships())
+    assert swept.exact_resume
+    assert swept.readings.shape == (24, 3)
+
+
+def test_weights_that_are_not_numbers_are_reported_with_the_remedy():
+    hf = random_model(CONFIGS["llama"]())
+    with torch.no_grad():
+        hf.model.layers[2].mlp.down_proj.weight[0, 0] = torch.nan
+    broken = load_model(hf, tokenizer())
+    with pytest.raises(ValueError, match=r"gives NaN logits on the untouched prompts.*load the model in float32"):
+        score_heads(broken, RAGGED, progress=False)
+
+
+def test_an_ablation_that_gives_no_number_names_the_heads(model):
+    class Broken:
+        name = "broken"
+        needs = frozenset[str]()
+
+        def __call__(self, acts):
+            return acts.z * torch.nan if acts.z[0, 0, 0] == target else acts.z
+
+    target = None
+    batch = tokenize(RAGGED[:1], tokenizer())
+    clean = model.record_calls(batch.ids)[1]
+    resid = model.run_block(0, model.embed(batch.ids), clean[0])
+    target = model.run_block_clean(1, resid, clean[1], scores=False).z[0, 0, 2, 0].item()
+    with pytest.raises(ValueError, match="ablating L1H2 of .* gives NaN logits; load the model in float32"):
+        sweep(model, batch, every_head(model, Broken()), Ships())
+
+
+def state_of(model):
+    """All that a sweep could leave behind: hooks, patched forwards, gradients' switch."""
+    hooks = Counter()
+    for name, part in model.bridge.named_modules():
+        hooks[name] = (
+            len(part._forward_hooks),
+            len(part._forward_pre_hooks),
+            "forward" in vars(part),
+            len(getattr(part, "fwd_hooks", [])),
+        )
+    return hooks, torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("after", [0, 1, 40])
+@pytest.mark.parametrize("exact", [True, False], ids=["resumed", "plain"])
+def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, after, exact):
+    batch = tokenize(RAGGED, tokenizer())
+    logits, before = model.logits(batch.ids), state_of(model)  # TransformerLens sets up hooks in a first pass
+    monkeypatch.setattr(module, "_agrees", lambda *_: exact)
+    done = []
+
+    def interrupt(rows):
+        done.append(rows)
+        if sum(done) > after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(model, batch, every_head(model, UndifferentiatedAttention(0.1)), Ships(), rows=6, progress=interrupt)
+    assert state_of(model) == before
+    assert torch.equal(model.logits(batch.ids), logits)
+
+
+@pytest.mark.parametrize("where", ["run_block", "run_block_clean", "final_norm", "write"])
+def test_an_error_inside_a_pass_leaves_the_model_as_it_was(model, monkeypatch, where):
+    batch = tokenize(RAGGED, tokenizer())
+    logits, before = model.logits(batch.ids), state_of(model)  # TransformerLens sets up hooks in a first pass
+    mlp = model.bridge.blocks[2].mlp
+    calls = []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) > {"run_block": 4, "run_block_clean": 5, "final_norm": 9, "write": 12}[where]:
+            raise KeyboardInterrupt
+
+    handle = mlp.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(model, batch, every_head(model), Ships(), rows=4)
+    handle.remove()
+    assert state_of(model) == before
+    assert torch.equal(model.logits(batch.ids), logits)
+
+
+def test_a_finished_sweep_leaves_the_model_as_it_was(model):
+    batch = tokenize(RAGGED, tokenizer())
+    logits, before = model.logits(batch.ids), state_of(model)  # TransformerLens sets up hooks in a first pass
+    sweep(model, batch, every_head(model, UndifferentiatedAttention(0.1)), Ships())
+    assert state_of(model) == before
+    assert torch.equal(model.logits(batch.ids), logits)
+
+
+@pytest.mark.parametrize("head", [Head(4, 0), Head(0, 6), Head(-1, 0)], ids=str)
+def test_a_head_that_is_not_there_is_refused(model, head):
+    with pytest.raises(ValueError, match=f"{head} is not in .*layers 0-3 and heads 0-5"):
+        sweep(model, tokenize(RAGGED, tokenizer()), [AblateHead(head, ZeroAblation())], Ships())
+
+
+@pytest.mark.parametrize("rows", [0, -3])
+def test_a_batch_without_rows_is_refused(model, rows):
+    with pytest.raises(ValueError, match=f"rows is {rows}; a forward pass needs at least one row"):
+        score_heads(model, RAGGED, rows=rows, progress=False)
+
+
+def record(monkeypatch):
+    """Every block that is run: layer, rows, positions, whether attention was run."""
+    seen, real = [], HookedModel.run_block
+
+    def run_block(self, layer, resid, call, *, cache=None, attn_out=None):
+        seen.append((layer, *resid.shape[:2], attn_out is None))
+        return real(self, layer, resid, call, cache=cache, attn_out=attn_out)
+
+    monkeypatch.setattr(HookedModel, "run_block", run_block)
+    return seen
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 64])
+@pytest.mark.parametrize("ablation", [UndifferentiatedAttention(), MeanAblation(), ResampleAblation()], ids=lambda a: a.name)
+def test_no_pass_has_more_rows_than_asked_for(model, monkeypatch, rows, ablation):
+    seen = record(monkeypatch)
+    score_heads(model, LONG, ablation=ablation, rows=rows, progress=False)
+    assert max(n for _, n, *_ in seen) <= rows
+    assert max(n for _, n, *_ in seen) >= min(rows, 7)  # and the rows asked for are used
+
+
+def test_progress_counts_every_row_once(model):
+    for rows in (1, 5, 64):
+        done = []
+        sweep(model, tokenize(LONG, tokenizer()), every_head(model), Ships(), rows=rows, progress=done.append)
+        assert sum(done) == 24 * 7
+        assert max(done) <= max(rows, 7)
+
+
+def test_blocks_below_the_ablated_layer_are_run_once_and_not_once_a_head(model, monkeypatch):
+    prompts = [sentence(n, n + 1, n + 2) for n in (10, 20, 30)]  # no prefix but BOS
+    monkeypatch.setattr(module, "_agrees", lambda *_: True)
+    seen = record(monkeypatch)
+    score_heads(model, prompts, rows=18, progress=False)
+    n_layers, n_heads, n = 4, 6, 3
+    ablated = Counter()
+    for layer, rows, width, *_ in seen:
+        if width == 3:  # what follows BOS
+            ablated[layer] += rows
+    baseline = 18  # one undisturbed pass, as wide as the ablated ones
+    for layer in range(n_layers):
+        assert ablated[layer] == baseline + n_heads * n * (layer + 1)
+    naive = n_layers * n_heads * n * n_layers
+    assert sum(ablated.values()) - baseline * n_layers == naive * (n_layers + 1) // (2 * n_layers)
+    assert [s[:2] for s in seen if s[2] == 4] == [(layer, n) for layer in range(n_layers)]  # the clean pass
+
+
+def test_the_ablated_layers_attention_is_not_run_again(model, monkeypatch):
+    monkeypatch.setattr(module, "_agrees", lambda *_: True)
+    seen = record(monkeypatch)
+    sweep(model, tokenize(RAGGED[:1], tokenizer()), every_head(model)[-6:], Ships(), rows=6)
+    passes = [(layer, attends) for layer, rows, _, attends in seen if rows == 6]
+    assert passes == [(0, True), (1, True), (2, True), (3, True), (3, False)]
+
+
+def test_the_shared_prefix_is_run_once_a_variant_and_not_once_a_prompt(model, monkeypatch):
+    monkeypatch.setattr(module, "_agrees", lambda *_: True)
+    seen = record(monkeypatch)
+    score_heads(model, LONG, rows=14, progress=False)  # chunks of 7: two heads a pass
+    assert tokenize(LONG, tokenizer()).prefix_length == 11
+    kinds = Counter((rows, width) for _, rows, width, _ in seen)
+    blocks = 4 + 3 * (4 + 3 + 2 + 1)  # undisturbed, then three passes a layer, each from its layer on
+    assert kinds == {(2, 11): blocks, (14, 3): blocks, (7, 14): 4}  # and the clean pass, once
+
+
+def test_scores_do_not_depend_on_the_order_of_prompts_or_interventions(model):
+    forth = score_heads(model, LONG, progress=False).per_prompt
+    back = score_heads(model, LONG[::-1], progress=False).per_prompt
+    assert (forth - back.flip(-1)).abs().max() < 2e-6
+    batch, edits = tokenize(LONG, tokenizer()), every_head(model)
+    swept = sweep(model, batch, edits, Ships()).readings
+    assert (swept - sweep(model, batch, edits[::-1], Ships()).readings.flip(0)).abs().max() < 2e-6
+    some = sweep(model, batch, [edits[20], edits[3]], Ships()).readings
+    assert (some - swept[[20, 3]]).abs().max() < 2e-6
+
+
+def test_many_chunks_give_what_one_prompt_at_a_time_gives(model):
+    prompts = [sentence(*range(10, 14), *range(20 + n, 22 + 2 * n)) for n in range(20)]
+    together = score_heads(model, prompts, metric=RefusalShift(), progress=False).per_prompt
+    for n in (0, 7, 19):
+        alone = score_heads(model, [prompts[n]], metric=RefusalShift(), progress=False).per_prompt
+        assert (together[..., n] - alone[..., 0]).abs().max() < 1e-5
