@@ -17,7 +17,7 @@
 # rank the heads by it, and look at the same scores on harmless prompts before believing anything.
 #
 # With the model below this takes some minutes on two cores. It is small and **hardly ever
-# refuses**: what you see here is a negative control. `"qwen2.5-coder-0.5b-instruct"` does refuse;
+# refuses**: what you see here is a negative control. `"qwen2.5-coder-0.5b-instruct"` refuses some;
 # set the environment variable `SAFETYHEADS_NOTEBOOK_MODEL` to it, or change the name here.
 
 # %%

@@ -8,6 +8,7 @@ start at the layer that it disturbs.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -145,7 +146,9 @@ class HookedModel:
         """From the final norm's output to logits."""
         config = self._hf.config
         # Granite divides, Cohere multiplies.
-        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (
+            getattr(config, "logits_scaling", None) or 1.0
+        )
         logits = self.bridge.unembed(states) * scale
         if self._softcap:
             logits = self._softcap * torch.tanh(logits / self._softcap)
@@ -373,7 +376,6 @@ def load_model(
 
 
 def _opened(bridge: Any, tokenizer: Any, name: str, provenance: dict[str, Any]) -> HookedModel:
-    import transformer_lens
     import transformers
 
     if getattr(bridge, "compatibility_mode", False):
@@ -388,7 +390,7 @@ def _opened(bridge: Any, tokenizer: Any, name: str, provenance: dict[str, Any]) 
     versions = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "transformer_lens": getattr(transformer_lens, "__version__", "4"),
+        "transformer_lens": version("transformer-lens"),
     }
     provenance = {**provenance, "dtype": str(dtype).removeprefix("torch."), "versions": versions}
     return HookedModel(bridge, tokenizer, name, provenance)
@@ -417,9 +419,11 @@ def _boot(hf: Any, name: str) -> Any:
 
 def _require_decoder(model: Any) -> None:
     config = getattr(model, "config", None)
-    # BERT and its kin have a causal class that looks both ways unless `is_decoder` is set; decoders lack the field.
-    encoder = config is not None and (
-        getattr(config, "is_encoder_decoder", False) or not getattr(config, "is_decoder", True)
+    # BERT and its kin have a causal class that looks both ways unless `is_decoder` is set. Decoders lack the field,
+    # except NeoX, where it is False and means nothing.
+    neox = str(getattr(config, "model_type", "")).startswith("gpt_neox")
+    encoder = getattr(config, "is_encoder_decoder", False) or not (
+        neox or getattr(config, "is_decoder", True)
     )
     if (
         config is None

@@ -251,9 +251,7 @@ class _Chunk:
             )
         return rows
 
-    def run_plainly(
-        self, edit: AblateHead, z: Float[Tensor, "prompt pos d_head"]
-    ) -> LastToken:
+    def run_plainly(self, edit: AblateHead, z: Float[Tensor, "prompt pos d_head"]) -> LastToken:
         """The same rows of one edit by one plain hooked forward pass."""
         with self.model.replacing_z(*edit.head, lambda _: z):
             return self._run_whole()

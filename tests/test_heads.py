@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_any_work(tmp_path):
     file = tmp_path / "file"
     file.write_text("x")
     for folder in (file, file / "below"):
-        with pytest.raises(PermissionError, match="cannot write in .*file.*name another folder"):
+        with pytest.raises(PermissionError, match=r"cannot write in .*file.*name another folder"):
             writable_folder(folder)
     with pytest.raises(PermissionError):
         scores([[1.0]]).save(file / "below")

@@ -121,7 +121,7 @@ def test_an_ablation_is_a_frozen_value(ablation):
     assert ablation == type(ablation)(
         **{k: v for k, v in describe(ablation).items() if k != "name"}
     )
-    assert hash(ablation) == hash(type(ablation)(**{k: v for k, v in vars(ablation).items()}))
+    assert hash(ablation) == hash(type(ablation)(**vars(ablation)))
     for name in ("epsilon", "seed", "name"):
         if hasattr(ablation, name):
             with pytest.raises(FrozenInstanceError):

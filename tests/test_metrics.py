@@ -6,7 +6,6 @@ import math
 import numpy
 import pytest
 import torch
-from tests.zoo import RAGGED, tokenizer
 
 from safetyheads.interventions import describe
 from safetyheads.metrics import (
@@ -23,6 +22,7 @@ from safetyheads.metrics import (
     refusal_tokens,
     right_angle,
 )
+from tests.zoo import RAGGED, tokenizer
 
 
 def log_probs(*logits):

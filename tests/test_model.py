@@ -5,8 +5,6 @@ import warnings
 
 import pytest
 import torch
-from tests.oracles import PlainModel, kl
-from tests.zoo import CONFIGS, RAGGED, SIZES, random_model, sentence, tokenizer
 
 from safetyheads.heads import Head
 from safetyheads.interventions import AblateHead, ZeroAblation
@@ -15,6 +13,8 @@ from safetyheads.model import HookedModel, load_model
 from safetyheads.probes.ablation import score_heads
 from safetyheads.prompts import tokenize
 from safetyheads.sweep import sweep
+from tests.oracles import PlainModel, kl
+from tests.zoo import CONFIGS, RAGGED, SIZES, random_model, sentence, tokenizer
 
 
 def llama(seed=0):
@@ -27,7 +27,13 @@ def test_a_hugging_face_model_is_wrapped_and_keeps_its_outputs():
         before = hf(batch.ids).logits
     model = load_model(hf, tokenizer())
     assert isinstance(model, HookedModel)
-    assert (model.n_layers, model.n_heads, model.n_kv, model.d_head, model.d_model) == (4, 6, 2, 4, 24)
+    assert (model.n_layers, model.n_heads, model.n_kv, model.d_head, model.d_model) == (
+        4,
+        6,
+        2,
+        4,
+        24,
+    )
     assert model.context == 64
     assert model.tokenizer is tokenizer()
     assert model.dtype == torch.float32
@@ -68,7 +74,10 @@ def test_a_bridge_in_compatibility_mode_is_refused():
 
 
 def test_a_model_without_a_tokenizer_is_refused():
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM came without a tokenizer; pass load_model\(model, tokenizer"):
+    with pytest.raises(
+        ValueError,
+        match=r"LlamaForCausalLM came without a tokenizer; pass load_model\(model, tokenizer",
+    ):
         load_model(llama())
 
 
@@ -80,21 +89,32 @@ def test_device_and_dtype_are_for_models_that_are_opened_here():
 def bert_like(name):
     import transformers
 
-    size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6, "intermediate_size": 40}
+    size = {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "intermediate_size": 40,
+    }
     return getattr(transformers, name)(transformers.BertConfig(vocab_size=97, **size)).eval()
 
 
 @pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM", "BertLMHeadModel"])
 def test_an_encoder_is_refused(name):
-    with pytest.raises(ValueError, match=f"expected a decoder-only causal language model, and a {name} came"):
+    with pytest.raises(
+        ValueError, match=f"expected a decoder-only causal language model, and a {name} came"
+    ):
         load_model(bert_like(name), tokenizer())
 
 
 def test_an_encoder_decoder_is_refused():
     from transformers import T5Config, T5ForConditionalGeneration
 
-    t5 = T5ForConditionalGeneration(T5Config(vocab_size=97, d_model=24, d_kv=4, d_ff=40, num_layers=1, num_heads=6))
-    with pytest.raises(ValueError, match="decoder-only causal language model, and a T5ForConditionalGeneration"):
+    t5 = T5ForConditionalGeneration(
+        T5Config(vocab_size=97, d_model=24, d_kv=4, d_ff=40, num_layers=1, num_heads=6)
+    )
+    with pytest.raises(
+        ValueError, match="decoder-only causal language model, and a T5ForConditionalGeneration"
+    ):
         load_model(t5, tokenizer())
 
 
@@ -102,7 +122,9 @@ def test_a_decoder_that_cannot_be_wrapped_is_refused_with_ones_that_can():
     class StrangeForCausalLM(type(llama())):
         pass
 
-    with pytest.raises(ValueError, match="cannot wrap the architecture StrangeForCausalLM .*such as Llama"):
+    with pytest.raises(
+        ValueError, match=r"cannot wrap the architecture StrangeForCausalLM .*such as Llama"
+    ):
         load_model(StrangeForCausalLM(llama().config), tokenizer())
 
 
@@ -116,7 +138,10 @@ def test_weights_in_memory_are_told_apart_in_the_manifest():
 
 @pytest.mark.parametrize(
     ("config", "factor"),
-    [("GraniteConfig", {"logits_scaling": 4.0, "residual_multiplier": 0.5}), ("CohereConfig", {"logit_scale": 0.25})],
+    [
+        ("GraniteConfig", {"logits_scaling": 4.0, "residual_multiplier": 0.5}),
+        ("CohereConfig", {"logit_scale": 0.25}),
+    ],
 )
 def test_models_that_scale_their_logits_score_as_plain_passes_do(config, factor):
     import transformers
@@ -152,7 +177,9 @@ def half():
     return load_model(hf, tokenizer())
 
 
-@pytest.mark.parametrize("metric", [Ships(), RefusalShift(), GeneralizedShips()], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "metric", [Ships(), RefusalShift(), GeneralizedShips()], ids=lambda m: m.name
+)
 def test_a_bfloat16_model_gives_finite_float32_scores(half, metric):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # no fall-back to plain passes
@@ -165,7 +192,9 @@ def test_a_bfloat16_model_gives_finite_float32_scores(half, metric):
 
 
 def test_a_bfloat16_models_scores_are_near_those_in_float32(half):
-    whole = score_heads(load_model(llama(), tokenizer()), RAGGED, ablation=ZeroAblation(), progress=False)
+    whole = score_heads(
+        load_model(llama(), tokenizer()), RAGGED, ablation=ZeroAblation(), progress=False
+    )
     got = score_heads(half, RAGGED, ablation=ZeroAblation(), progress=False)
     assert (got.values - whole.values).abs().max() < 0.05 * whole.values.max()
 
@@ -191,13 +220,15 @@ def assert_resumes_at_layer_6(model, ids):
             resid = model.run_block(layer, resid, calls[layer])
         for layer in range(6, model.n_layers):
             resid = model.run_block(layer, resid, calls[layer])
-        resumed = model.unembed(model.final_norm(resid)).log_softmax(-1)
-        assert (resumed - model.logits(ids).log_softmax(-1)).abs().max() < 1e-4
+        resumed = model.unembed(model.final_norm(resid[0])).log_softmax(-1)
+        assert (resumed - model.logits(ids)[0].log_softmax(-1)).abs().max() < 1e-4
 
 
 def ablated_at_layer_6(model, batch):
     """Ships of one head at layer 6 by the sweep, and by a plain pass with that head's z at zero."""
-    got = sweep(model, batch, [AblateHead(Head(6, 3), ZeroAblation())], Ships()).readings[0, 0].item()
+    got = (
+        sweep(model, batch, [AblateHead(Head(6, 3), ZeroAblation())], Ships()).readings[0, 0].item()
+    )
     with torch.no_grad():
         base = model.logits(batch.ids)[0, -1].double().log_softmax(-1)
         with model.replacing_z(6, 3, torch.zeros_like):

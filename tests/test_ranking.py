@@ -7,7 +7,6 @@ import pandas
 import plotly.graph_objects
 import pytest
 import torch
-from tests.zoo import CONFIGS, random_model, sentence, tokenizer
 
 from safetyheads.heads import COLUMNS, HeadScores
 from safetyheads.interventions import ScalingContribution, UndifferentiatedAttention, ZeroAblation
@@ -16,6 +15,7 @@ from safetyheads.model import load_model
 from safetyheads.probes.ablation import score_heads
 from safetyheads.prompts import PromptSet
 from safetyheads.ranking import Ranking, rank_safety_heads
+from tests.zoo import CONFIGS, random_model, sentence, tokenizer
 
 PROMPTS = PromptSet(
     "planted",
@@ -39,7 +39,10 @@ def test_the_table_has_a_row_for_every_head_and_ablation(ranking):
     table = ranking.to_frame()
     assert list(table.columns) == [*COLUMNS, "dataset", "model", "harmless_score"]
     assert len(table) == 2 * 24
-    assert table["ablation"].drop_duplicates().tolist() == ["undifferentiated_attention", "scaling_contribution"]
+    assert table["ablation"].drop_duplicates().tolist() == [
+        "undifferentiated_attention",
+        "scaling_contribution",
+    ]
     assert set(table["dataset"]) == {"planted"}
     assert set(table["model"]) == {"LlamaForCausalLM"}
     for _, part in table.groupby("ablation"):
@@ -50,7 +53,10 @@ def test_the_table_has_a_row_for_every_head_and_ablation(ranking):
 def test_each_heads_harmless_score_is_its_own(model, ranking):
     table = ranking.to_frame()
     for ablation in (UndifferentiatedAttention(), ScalingContribution()):
-        sides = {s: score_heads(model, PROMPTS, ablation=ablation, side=s, progress=False) for s in ("harmful", "harmless")}
+        sides = {
+            s: score_heads(model, PROMPTS, ablation=ablation, side=s, progress=False)
+            for s in ("harmful", "harmless")
+        }
         assert sides["harmless"].per_prompt.shape[-1] == 3
         part = table[table["ablation"] == ablation.name]
         assert part["harmless_score"].nunique() == 24  # or a mix-up could pass
@@ -66,7 +72,9 @@ def test_top_keeps_the_first_of_each_ablation(ranking):
     assert len(ranking.top(24)) == 48
     assert ranking.top(1)["score"].tolist() == [s.values.max().item() for s in ranking.harmful]
     for k in (0, 25):
-        with pytest.raises(ValueError, match=f"top_k is {k}; this model has 24 heads: ask for between 1 and 24"):
+        with pytest.raises(
+            ValueError, match=f"top_k is {k}; this model has 24 heads: ask for between 1 and 24"
+        ):
             ranking.top(k)
 
 
@@ -78,14 +86,18 @@ def test_a_top_k_that_cannot_be_is_refused_before_any_pass(model, monkeypatch, t
 
 
 def test_ablations_that_would_share_a_name_or_are_none_are_refused(model):
-    with pytest.raises(ValueError, match="one kind twice .*rank each in a call of its own"):
-        rank_safety_heads(model, PROMPTS, ablations=[ScalingContribution(0.1), ScalingContribution(0.2)])
+    with pytest.raises(ValueError, match=r"one kind twice .*rank each in a call of its own"):
+        rank_safety_heads(
+            model, PROMPTS, ablations=[ScalingContribution(0.1), ScalingContribution(0.2)]
+        )
     with pytest.raises(ValueError, match="ablations is empty; give at least one"):
         rank_safety_heads(model, PROMPTS, ablations=[])
 
 
 def test_without_harmless_prompts_there_is_no_such_column(model):
-    bare = rank_safety_heads(model, list(PROMPTS.harmful), ablations=[ZeroAblation()], progress=False)
+    bare = rank_safety_heads(
+        model, list(PROMPTS.harmful), ablations=[ZeroAblation()], progress=False
+    )
     assert bare.harmless == (None,)
     table = bare.to_frame()
     assert "harmless_score" not in table.columns
@@ -104,7 +116,9 @@ def test_limit_keeps_the_first_prompts_spread_over_categories(model):
 
 
 def test_a_signed_metric_puts_the_most_negative_shift_first(model):
-    shift = rank_safety_heads(model, PROMPTS, metric=RefusalShift(), ablations=[ZeroAblation()], progress=False)
+    shift = rank_safety_heads(
+        model, PROMPTS, metric=RefusalShift(), ablations=[ZeroAblation()], progress=False
+    )
     table = shift.to_frame()
     assert table["score"].is_monotonic_increasing
     assert table["score"].iloc[0] < 0 < table["score"].iloc[-1]
@@ -128,17 +142,29 @@ def saved(ranking, tmp_path_factory):
 
 
 def test_saved_files_hold_the_whole_ranking(ranking, saved):
-    assert sorted(p.name for p in saved.iterdir()) == ["heads", "manifest.json", "scatter.html", "scores.csv"]
+    assert sorted(p.name for p in saved.iterdir()) == [
+        "heads",
+        "manifest.json",
+        "scatter.html",
+        "scores.csv",
+    ]
     table = pandas.read_csv(saved / "scores.csv")
     pandas.testing.assert_frame_equal(table, ranking.to_frame(), rtol=1e-12)
     folders = sorted(p.name for p in (saved / "heads").iterdir())
-    assert folders == [f"{a}-{s}" for a in ("scaling_contribution", "undifferentiated_attention") for s in ("harmful", "harmless")]
+    assert folders == [
+        f"{a}-{s}"
+        for a in ("scaling_contribution", "undifferentiated_attention")
+        for s in ("harmful", "harmless")
+    ]
     back = HeadScores.load(saved / "heads" / "scaling_contribution-harmless")
     assert torch.equal(back.values, ranking.harmless[1].values)
     assert torch.equal(back.per_prompt, ranking.harmless[1].per_prompt)
     manifest = json.loads((saved / "manifest.json").read_text())
     assert manifest == ranking.manifest
-    assert [(r["ablation"]["name"], r["prompts"]["side"], r["prompts"]["count"]) for r in manifest["runs"]] == [
+    assert [
+        (r["ablation"]["name"], r["prompts"]["side"], r["prompts"]["count"])
+        for r in manifest["runs"]
+    ] == [
         ("undifferentiated_attention", "harmful", 4),
         ("scaling_contribution", "harmful", 4),
         ("undifferentiated_attention", "harmless", 3),
@@ -165,7 +191,9 @@ def test_no_saved_file_holds_a_prompt(saved):
 
 
 def test_a_ranking_by_angles_saves_too(model, tmp_path):
-    turned = rank_safety_heads(model, PROMPTS, metric=GeneralizedShips(), ablations=[ZeroAblation()], progress=False)
+    turned = rank_safety_heads(
+        model, PROMPTS, metric=GeneralizedShips(), ablations=[ZeroAblation()], progress=False
+    )
     assert set(turned.to_frame()["unit"]) == {"deg"}
     folder = turned.save(tmp_path)
     back = HeadScores.load(folder / "heads" / "zero-harmful")

@@ -8,19 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
 from safetyheads import sweep
 from safetyheads.model import load_model
 from safetyheads.probes.ablation import score_heads
 from safetyheads.store import Store, fingerprint
+from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_tensors_come_back_as_they_were(tmp_path):
     store = Store(tmp_path, {"a": 1})
-    tensors = {"layer000": torch.randn(3, 4), "layer001": torch.randn(4, 3, dtype=torch.float64).T, "one": torch.tensor([1])}
+    tensors = {
+        "layer000": torch.randn(3, 4),
+        "layer001": torch.randn(4, 3, dtype=torch.float64).T,
+        "one": torch.tensor([1]),
+    }
     for key, tensor in tensors.items():
         store[key] = tensor
     assert list(store) == ["layer000", "layer001", "one"]
@@ -47,7 +51,9 @@ def test_a_damaged_file_counts_as_not_there(tmp_path, damage):
 
         save_file({"something": torch.ones(2)}, file)
     else:
-        file.write_bytes({"empty": b"", "half": data[: len(data) // 2], "noise": b"\xff" * 100}[damage])
+        file.write_bytes(
+            {"empty": b"", "half": data[: len(data) // 2], "noise": b"\xff" * 100}[damage]
+        )
     assert store.get("k") is None
     store["k"] = torch.ones(2)
     assert store["k"].tolist() == [1.0, 1.0]
@@ -128,7 +134,9 @@ def small_run(store):
 
 
 def test_a_killed_run_goes_on_where_it_was_and_ends_at_the_same_bytes(tmp_path, monkeypatch):
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "store")], cwd=ROOT, capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "store")], cwd=ROOT, capture_output=True
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     (folder,) = (tmp_path / "store").iterdir()
     assert sorted(p.stem for p in folder.glob("*.safetensors")) == ["layer000", "layer001"]

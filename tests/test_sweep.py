@@ -6,8 +6,6 @@ from collections import Counter
 
 import pytest
 import torch
-from tests.oracles import PlainModel, kl
-from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 
 from safetyheads import sweep as module
 from safetyheads.heads import Head
@@ -24,6 +22,8 @@ from safetyheads.model import HookedModel, load_model
 from safetyheads.probes.ablation import score_heads
 from safetyheads.prompts import tokenize
 from safetyheads.sweep import sweep
+from tests.oracles import PlainModel, kl
+from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 
 LONG = [sentence(*range(10, 20), n, *range(30, 30 + n % 4)) for n in range(50, 57)]
 """Seven prompts that share eleven tokens, of four lengths."""
@@ -66,10 +66,16 @@ def test_where_resuming_goes_wrong_plain_passes_give_the_scores_and_a_warning_sa
 
     def off(self, *args, **options):
         out = real(self, *args, **options)
-        return out + 0.5 * torch.sin(out) if wrong != "run_block" or options.get("attn_out") is not None else out
+        return (
+            out + 0.5 * torch.sin(out)
+            if wrong != "run_block" or options.get("attn_out") is not None
+            else out
+        )
 
     monkeypatch.setattr(HookedModel, wrong, off)
-    with pytest.warns(UserWarning, match="differs from the model's own forward pass .*exact and slow") as seen:
+    with pytest.warns(
+        UserWarning, match="differs from the model's own forward pass .*exact and slow"
+    ) as seen:
         scores = score_heads(model, RAGGED, ablation=ablation, progress=False)
     assert len(seen) == 1
     assert scores.provenance["engine"] == "plain"
@@ -91,7 +97,9 @@ def test_weights_that_are_not_numbers_are_reported_with_the_remedy():
     with torch.no_grad():
         hf.model.layers[2].mlp.down_proj.weight[0, 0] = torch.nan
     broken = load_model(hf, tokenizer())
-    with pytest.raises(ValueError, match=r"gives NaN logits on the untouched prompts.*load the model in float32"):
+    with pytest.raises(
+        ValueError, match=r"gives NaN logits on the untouched prompts.*load the model in float32"
+    ):
         score_heads(broken, RAGGED, progress=False)
 
 
@@ -101,14 +109,16 @@ def test_an_ablation_that_gives_no_number_names_the_heads(model):
         needs = frozenset[str]()
 
         def __call__(self, acts):
-            return acts.z * torch.nan if acts.z[0, 0, 0] == target else acts.z
+            return acts.z * torch.nan if acts.z[0, -1, 0] == target else acts.z
 
     target = None
     batch = tokenize(RAGGED[:1], tokenizer())
     clean = model.record_calls(batch.ids)[1]
     resid = model.run_block(0, model.embed(batch.ids), clean[0])
-    target = model.run_block_clean(1, resid, clean[1], scores=False).z[0, 0, 2, 0].item()
-    with pytest.raises(ValueError, match="ablating L1H2 of .* gives NaN logits; load the model in float32"):
+    target = model.run_block_clean(1, resid, clean[1], scores=False).z[0, -1, 2, 0].item()
+    with pytest.raises(
+        ValueError, match=r"ablating L1H2 of .* gives NaN logits; load the model in float32"
+    ):
         sweep(model, batch, every_head(model, Broken()), Ships())
 
 
@@ -129,7 +139,10 @@ def state_of(model):
 @pytest.mark.parametrize("exact", [True, False], ids=["resumed", "plain"])
 def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, after, exact):
     batch = tokenize(RAGGED, tokenizer())
-    logits, before = model.logits(batch.ids), state_of(model)  # TransformerLens sets up hooks in a first pass
+    logits, before = (
+        model.logits(batch.ids),
+        state_of(model),
+    )  # TransformerLens sets up hooks in a first pass
     monkeypatch.setattr(module, "_agrees", lambda *_: exact)
     done = []
 
@@ -139,7 +152,14 @@ def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, aft
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweep(model, batch, every_head(model, UndifferentiatedAttention(0.1)), Ships(), rows=6, progress=interrupt)
+        sweep(
+            model,
+            batch,
+            every_head(model, UndifferentiatedAttention(0.1)),
+            Ships(),
+            rows=6,
+            progress=interrupt,
+        )
     assert state_of(model) == before
     assert torch.equal(model.logits(batch.ids), logits)
 
@@ -147,7 +167,10 @@ def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, aft
 @pytest.mark.parametrize("where", ["run_block", "run_block_clean", "final_norm", "write"])
 def test_an_error_inside_a_pass_leaves_the_model_as_it_was(model, monkeypatch, where):
     batch = tokenize(RAGGED, tokenizer())
-    logits, before = model.logits(batch.ids), state_of(model)  # TransformerLens sets up hooks in a first pass
+    logits, before = (
+        model.logits(batch.ids),
+        state_of(model),
+    )  # TransformerLens sets up hooks in a first pass
     mlp = model.bridge.blocks[2].mlp
     calls = []
 
@@ -166,7 +189,10 @@ def test_an_error_inside_a_pass_leaves_the_model_as_it_was(model, monkeypatch, w
 
 def test_a_finished_sweep_leaves_the_model_as_it_was(model):
     batch = tokenize(RAGGED, tokenizer())
-    logits, before = model.logits(batch.ids), state_of(model)  # TransformerLens sets up hooks in a first pass
+    logits, before = (
+        model.logits(batch.ids),
+        state_of(model),
+    )  # TransformerLens sets up hooks in a first pass
     sweep(model, batch, every_head(model, UndifferentiatedAttention(0.1)), Ships())
     assert state_of(model) == before
     assert torch.equal(model.logits(batch.ids), logits)
@@ -197,7 +223,11 @@ def record(monkeypatch):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 64])
-@pytest.mark.parametrize("ablation", [UndifferentiatedAttention(), MeanAblation(), ResampleAblation()], ids=lambda a: a.name)
+@pytest.mark.parametrize(
+    "ablation",
+    [UndifferentiatedAttention(), MeanAblation(), ResampleAblation()],
+    ids=lambda a: a.name,
+)
 def test_no_pass_has_more_rows_than_asked_for(model, monkeypatch, rows, ablation):
     seen = record(monkeypatch)
     score_heads(model, LONG, ablation=ablation, rows=rows, progress=False)
@@ -208,7 +238,14 @@ def test_no_pass_has_more_rows_than_asked_for(model, monkeypatch, rows, ablation
 def test_progress_counts_every_row_once(model):
     for rows in (1, 5, 64):
         done = []
-        sweep(model, tokenize(LONG, tokenizer()), every_head(model), Ships(), rows=rows, progress=done.append)
+        sweep(
+            model,
+            tokenize(LONG, tokenizer()),
+            every_head(model),
+            Ships(),
+            rows=rows,
+            progress=done.append,
+        )
         assert sum(done) == 24 * 7
         assert max(done) <= max(rows, 7)
 
@@ -228,7 +265,9 @@ def test_blocks_below_the_ablated_layer_are_run_once_and_not_once_a_head(model, 
         assert ablated[layer] == baseline + n_heads * n * (layer + 1)
     naive = n_layers * n_heads * n * n_layers
     assert sum(ablated.values()) - baseline * n_layers == naive * (n_layers + 1) // (2 * n_layers)
-    assert [s[:2] for s in seen if s[2] == 4] == [(layer, n) for layer in range(n_layers)]  # the clean pass
+    assert [s[:2] for s in seen if s[2] == 4] == [
+        (layer, n) for layer in range(n_layers)
+    ]  # the clean pass
 
 
 def test_the_ablated_layers_attention_is_not_run_again(model, monkeypatch):
@@ -245,8 +284,10 @@ def test_the_shared_prefix_is_run_once_a_variant_and_not_once_a_prompt(model, mo
     score_heads(model, LONG, rows=14, progress=False)  # chunks of 7: two heads a pass
     assert tokenize(LONG, tokenizer()).prefix_length == 11
     kinds = Counter((rows, width) for _, rows, width, _ in seen)
-    blocks = 4 + 3 * (4 + 3 + 2 + 1)  # undisturbed, then three passes a layer, each from its layer on
-    assert kinds == {(2, 11): blocks, (14, 3): blocks, (7, 14): 4}  # and the clean pass, once
+    blocks = 4 + 3 * (
+        4 + 3 + 2 + 1
+    )  # undisturbed, then three passes a layer, each from its layer on
+    assert kinds == {(2, 11): blocks, (14, 4): blocks, (7, 15): 4}  # and the clean pass, once
 
 
 def test_scores_do_not_depend_on_the_order_of_prompts_or_interventions(model):
