@@ -7,6 +7,7 @@ ranking and the files that other programs read.
 import json
 import re
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
@@ -35,10 +36,14 @@ class Head(NamedTuple):
         return f"L{self.layer}H{self.head}"
 
     @classmethod
-    def parse(cls, text: Union[str, tuple[int, int], "Head"]) -> "Head":
+    def parse(cls, text: Union[str, tuple[Any, Any], "Head"]) -> "Head":
         """Read `L3H7`, the papers' `3-7` (layer first), or a pair; anything else is a ValueError."""
-        if isinstance(text, tuple) and len(text) == 2 and all(isinstance(n, int) for n in text):
-            layer, head = text
+        if (
+            isinstance(text, tuple)
+            and len(text) == 2
+            and all(isinstance(n, Integral) for n in text)
+        ):
+            layer, head = (int(n) for n in text)
             if layer >= 0 and head >= 0:
                 return cls(layer, head)
         elif isinstance(text, str) and (match := _LABEL.match(text.strip())):
@@ -49,7 +54,7 @@ class Head(NamedTuple):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeadScores:
     """One score for every query head of a model, under one ablation and one metric."""
 
@@ -108,7 +113,7 @@ class HeadScores:
             )
         return self.to_frame().head(k)
 
-    def score(self, head: Union[str, tuple[int, int], "Head"]) -> float:
+    def score(self, head: Union[str, tuple[Any, Any], "Head"]) -> float:
         """The score of one head; a head that the model does not have is a ValueError."""
         layer, index = Head.parse(head)
         n_layers, n_heads = self.values.shape

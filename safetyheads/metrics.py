@@ -71,6 +71,11 @@ def refusal_log_odds(
     0.0
     """
     log_probs = log_probs.double()
+    if not tokens or min(tokens) < 0 or max(tokens) >= log_probs.shape[-1]:
+        raise ValueError(
+            f"refusal tokens {list(tokens)} do not fit a vocabulary of {log_probs.shape[-1]}; "
+            "give ids between 0 and one less, or none so that they are read off the tokenizer"
+        )
     refusal = torch.zeros(log_probs.shape[-1], dtype=torch.bool, device=log_probs.device)
     refusal[list(tokens)] = True
     inside = log_probs.masked_fill(~refusal, -torch.inf).logsumexp(-1)
@@ -230,6 +235,10 @@ class GeneralizedShips:
             raise ValueError(f"space is {self.space!r}; it must be one of {', '.join(_SUBSPACES)}")
         if self.rank < 1:
             raise ValueError(f"rank is {self.rank}; it must be at least 1")
+        if self.space == "feature0" and self.rank != 1:
+            raise ValueError(
+                f"space='feature0' is one angle and takes no rank, and {self.rank} came"
+            )
 
     def prepare(self, tokenizer: Any, texts: Sequence[str]) -> "Metric":
         # Left vectors live in the space of prompts: with rank = prompts they span all of it and no angle can open.
@@ -269,6 +278,12 @@ Grams = Float[Tensor, "variant prompt prompt"]
 def _leading(gram: Grams, rank: int) -> tuple[Tensor, Tensor]:
     """Leading singular values and left singular vectors of M, from M M^T."""
     values, vectors = torch.linalg.eigh(gram)
+    # Singular values are the square roots: below 1e-6 of the largest there is rounding and nothing else.
+    if (values[..., -rank] <= 1e-12 * values[..., -1]).any():
+        raise ValueError(
+            f"the states of these prompts span fewer than {rank} directions (are prompts repeated?); "
+            "lower the rank or give prompts that differ"
+        )
     return values[..., -rank:].clamp_min(0.0).sqrt(), vectors[..., -rank:]
 
 

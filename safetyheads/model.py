@@ -357,20 +357,22 @@ def load_model(
         bridge = _boot(checkpoint.model, checkpoint.name)
         provenance = {**checkpoint.provenance, "attention": "eager"}
         return _opened(bridge, checkpoint.tokenizer, checkpoint.name, provenance)
-    if type(x).__name__ == "TransformerBridge":
-        tokenizer = tokenizer or x.tokenizer
-        bridge, hf = x, x.original_model
-    else:
-        _require_decoder(x)
-        bridge, hf = _boot(x, getattr(x.config, "_name_or_path", "") or type(x).__name__), x
-        if dtype is not None or str(device) != "cpu":
-            raise ValueError(
-                "device and dtype are for models that load_model opens; move the loaded model before passing it"
-            )
+    is_bridge = type(x).__name__ == "TransformerBridge"
+    if dtype is not None or str(device) != "cpu":
+        raise ValueError(
+            "device and dtype are for models that load_model opens; move the loaded model before passing it"
+        )
+    tokenizer = tokenizer or (x.tokenizer if is_bridge else None)
     if tokenizer is None:
         raise ValueError(
             f"{type(x).__name__} came without a tokenizer; pass load_model(model, tokenizer=...)"
         )
+    hf = x.original_model if is_bridge else x
+    if not is_bridge:
+        _require_decoder(hf)
+    bridge = (
+        x if is_bridge else _boot(hf, getattr(hf.config, "_name_or_path", "") or type(hf).__name__)
+    )
     name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
     return _opened(bridge, tokenizer, name, {"source": "memory", "weights": _weights_digest(hf)})
 
@@ -382,6 +384,12 @@ def _opened(bridge: Any, tokenizer: Any, name: str, provenance: dict[str, Any]) 
         raise ValueError(
             "this TransformerBridge is in compatibility mode, which folds and centres weights; "
             "pass one on which enable_compatibility_mode() was not called"
+        )
+    config = bridge.original_model.config
+    if getattr(config, "alibi", False) or getattr(config, "model_type", "") in ("bloom", "mpt"):
+        raise ValueError(
+            f"{name} uses ALiBi, which adds a distance to every attention score: attention without a query is then "
+            "not uniform, and these ablations are not defined for it; use a model with rotary or learned positions"
         )
     bridge.eval()
     if "blocks.0.attn.hook_z" not in bridge.hook_dict:

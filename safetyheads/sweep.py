@@ -67,6 +67,8 @@ def sweep(
     """
     if rows < 1:
         raise ValueError(f"rows is {rows}; a forward pass needs at least one row")
+    if not interventions:
+        raise ValueError("there are no interventions to run; give at least one")
     for intervention in interventions:
         _require_head(model, intervention)
     groups = _chunks(batch, min(rows, PROMPTS_A_CHUNK))

@@ -370,3 +370,22 @@ def test_a_metric_is_a_frozen_value_that_describes_itself_in_json(metric):
     assert isinstance(metric, Metric)
     assert json.loads(json.dumps(describe(metric)))["name"] == metric.name
     assert hash(metric) == hash(type(metric)(**vars(metric)))
+
+
+@pytest.mark.parametrize("space", ["left", "right"])
+def test_a_rank_beyond_what_the_states_span_is_refused(space):
+    state = torch.tensor([[1.0, 2.0, 3.0]])
+    base = state.repeat(4, 1)
+    metric = GeneralizedShips(space, rank=2)
+    with pytest.raises(ValueError, match="fewer than 2 directions"):
+        metric.score(metric.gather(base[None], base))
+
+
+def test_refusal_tokens_outside_the_vocabulary_are_refused():
+    with pytest.raises(ValueError, match="vocabulary of 3"):
+        refusal_log_odds(torch.zeros(1, 3).log_softmax(-1), [3])
+
+
+def test_feature0_takes_no_rank():
+    with pytest.raises(ValueError, match="takes no rank"):
+        GeneralizedShips("feature0", rank=2)

@@ -268,3 +268,11 @@ def test_gpt2_small_with_its_own_weights_resumes_at_layer_6():
         assert words.decode(model.logits(batch.ids)[0, -1].topk(10).indices).count(" Paris") == 1
     got, expected = ablated_at_layer_6(model, batch)
     assert got == pytest.approx(expected, abs=1e-6, rel=1e-3)
+
+
+def test_alibi_is_refused_with_the_reason():
+    from transformers import BloomConfig
+
+    config = BloomConfig(vocab_size=97, hidden_size=24, n_layer=2, n_head=6)
+    with pytest.raises(ValueError, match="ALiBi"):
+        load_model(random_model(config), tokenizer())

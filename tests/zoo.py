@@ -56,6 +56,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         query_pre_attn_scalar=8,
         layer_types=["sliding_attention", "full_attention"] * 2,
     ),
+    "granite-scaled-logits": _config("GraniteConfig", **SIZES, logits_scaling=2.0),
     "phi3": _config("Phi3Config", **SIZES),
     "gpt2": _config("GPT2Config", **GPT),
     "gptj": _config("GPTJConfig", **GPT, rotary_dim=2),
