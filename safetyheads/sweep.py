@@ -32,7 +32,7 @@ from safetyheads.metrics import LastToken, Metric, kl_divergence
 from safetyheads.model import AttentionActs, HookedModel, SharedPrefix
 from safetyheads.prompts import TokenBatch
 
-DEFAULT_ROWS = 64
+DEFAULT_ROWS = 32
 """(head, prompt) rows in one forward pass, unless the caller chooses."""
 PROMPTS_A_CHUNK = 16
 """Prompts of similar length that are swept together."""
