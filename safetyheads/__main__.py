@@ -29,8 +29,9 @@ NEGATIVE_CONTROL = (
     "they carry the next token of its answer, not a refusal."
 )
 NEXT_STEP = (
-    "Ask a model that does refuse:\n"
-    "  safetyheads rank --model qwen2.5-coder-0.5b-instruct --metric refusal_shift --limit 8"
+    "A model that refuses more, on prompts that it refuses:\n"
+    "  safetyheads rank --model qwen2.5-coder-0.5b-instruct --prompts malicious_instruct"
+    " --metric refusal_shift --limit 8"
 )
 
 
