@@ -39,9 +39,8 @@ def score_heads(
     "harmful" or "harmless". `template` is "chat", "bare", "query" or a string with `{q}`; by default "chat"
     where the tokenizer has a chat template, else "bare". `rows` bounds the (head, prompt) rows that run
     together, and with it the memory. `store` names a folder where finished layers are kept: a run that was
-    killed goes on from there
-    (the key has the name and the fields of an ablation of your own, not its code). `progress` shows a bar with the time left (by default where standard error is a
-    terminal).
+    killed goes on from there (the key has the name and the fields of an ablation of your own, not its
+    code). `progress` shows a bar with the time left (by default where standard error is a terminal).
 
     Raises ValueError for input that cannot be scored, and what `load_model` and `load_prompts` raise.
     """
