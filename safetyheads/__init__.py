@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     )
     from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
     from safetyheads.model import HookedModel, load_model
-    from safetyheads.plots import plot_head_heatmap, plot_head_scatter, write_html, write_image
+    from safetyheads.plots.files import write_html, write_image
+    from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
     from safetyheads.probes.ablation import score_heads
     from safetyheads.prompts import TEMPLATES, PromptSet, TokenBatch, load_prompts, tokenize
     from safetyheads.ranking import Ranking, rank_safety_heads
@@ -59,7 +60,8 @@ _NAMES_OF_MODULE = {
     "ZeroAblation",
     "metrics": "GeneralizedShips RefusalShift Ships",
     "model": "HookedModel load_model",
-    "plots": "plot_head_heatmap plot_head_scatter write_html write_image",
+    "plots.files": "write_html write_image",
+    "plots.heads": "plot_head_heatmap plot_head_scatter",
     "probes.ablation": "score_heads",
     "prompts": "TEMPLATES PromptSet TokenBatch load_prompts tokenize",
     "ranking": "Ranking rank_safety_heads",

@@ -15,7 +15,8 @@ from safetyheads.heads import HeadScores, writable_folder
 from safetyheads.interventions import Ablation, ScalingContribution, UndifferentiatedAttention
 from safetyheads.metrics import Metric
 from safetyheads.model import load_model
-from safetyheads.plots import plot_head_heatmap, plot_head_scatter, write_html
+from safetyheads.plots.files import write_html
+from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
 from safetyheads.probes.ablation import score_heads
 from safetyheads.prompts import PromptSet, load_prompts
 from safetyheads.sweep import DEFAULT_ROWS

@@ -163,9 +163,14 @@ class _Chunk:
         self.layer, self.acts = self.layer + 1, None
 
     def take_baseline(self, metric: Metric, exact: bool) -> Tensor:
-        """Read the undisturbed outputs, run at the width of the ablated rows so that kernel noise cancels."""
+        """Read the undisturbed outputs, resumed like the ablated rows.
+
+        In half precision they run at the ablated rows' width too, so that kernel noise cancels; in float32 a KL feels
+        that noise to second order only (on two CPUs' threads the widths agree to the bit).
+        """
         if exact:
-            rows = self.resid.expand(self.width, *self.resid.shape)
+            width = 1 if self.resid.dtype == torch.float32 else self.width
+            rows = self.resid.expand(width, *self.resid.shape)
             states = self._run_from(0, rows, None)[: len(self.prompts)]
             self.baseline = LastToken(states, self.model.unembed)
         else:

@@ -7,13 +7,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "safetyheads"
 FLOORS = [  # a module imports from the floors above its own line, never from its own line or below
-    ["prompts", "heads", "metrics", "plots", "executors", "checkpoints"],
-    ["stats", "model", "store"],
+    ["prompts", "heads", "metrics", "executors", "checkpoints", "plots.style", "plots.files"],
+    ["stats", "model", "store", "plots.heads"],
     ["interventions"],
     ["sweep", "screening"],
     [f"probes.{n}" for n in ("attention", "ablation", "directions", "sensitivity", "behaviour")],
     ["ranking", "report"],
-    ["__main__", "__init__", "probes.__init__"],
+    ["__main__", "__init__", "probes.__init__", "plots.__init__"],
 ]
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
@@ -43,4 +43,5 @@ def test_imports_only_point_down(module):
 def test_an_upward_import_is_seen():
     assert imported("def f():\n    from safetyheads.model import x") == ["model"]
     assert imported("import safetyheads.probes.ablation as a") == ["probes.ablation"]
-    assert imported("from safetyheads import plots, Head, __version__") == ["plots", "__init__"]
+    assert imported("from safetyheads.plots import heads, __version__") == ["plots.heads"]
+    assert imported("from safetyheads import Head, __version__") == ["__init__"]

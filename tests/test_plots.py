@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from safetyheads import plots
-from safetyheads.plots import plot_head_heatmap, plot_head_scatter, write_html, write_image
+from safetyheads.plots import files, heads
+from safetyheads.plots.files import write_html, write_image
+from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
 
 UNDIFFERENTIATED, SCALING = "undifferentiated_attention", "scaling_contribution"
 
@@ -197,9 +198,9 @@ def test_a_head_in_two_series_shows_both_symbols():
     circle, cross = points(plot_head_scatter(pd.concat([dark, light]), k=2))
     assert list(zip(circle.x, circle.y, strict=True)) == list(zip(cross.x, cross.y, strict=True))
     assert cross.marker.size < 0.7 * circle.marker.size  # the cross is drawn later, so on top
-    assert circle.marker.line.color == plots.DARK
+    assert circle.marker.line.color == heads.DARK
     # L0H1 is light on light, L0H0 dark on dark
-    assert list(cross.marker.line.color) == [plots.DARK, "white"]
+    assert list(cross.marker.line.color) == [heads.DARK, "white"]
 
 
 def test_further_series_enclose_the_first_two():
@@ -222,7 +223,7 @@ def test_the_legend_covers_no_point(corner):
     scores[(31, 31) if corner else (0, 31)] = 1.0
     layout = plot_head_scatter(table(scores), k=1).layout
     bottom, end = layout.yaxis.range
-    from_top = (end - 31) / (end - bottom) * plots.PANEL_HEIGHT  # pixels
+    from_top = (end - 31) / (end - bottom) * heads.PANEL_HEIGHT  # pixels
     assert from_top > 40 if corner else from_top < 15
 
 
@@ -277,7 +278,7 @@ def test_note_goes_under_the_figure_and_makes_room():
     note = one.layout.annotations[-1]
     assert (note.name, note.text) == ("note", "hardly &lt; ever refuses")
     assert note.y == 0
-    assert note.yshift <= -plots.BOTTOM
+    assert note.yshift <= -heads.BOTTOM
     assert without.layout.height < one.layout.height < many.layout.height
     assert without.layout.margin.b < one.layout.margin.b < many.layout.margin.b
 
@@ -432,7 +433,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(plots.Path, "write_bytes", refuse)
+    monkeypatch.setattr(files.Path, "write_bytes", refuse)
     with pytest.raises(
         PermissionError, match=r"cannot write the figure \(Permission denied\).*a.ht"
     ):
@@ -502,7 +503,7 @@ def test_a_browser_that_hangs_or_dies_is_ended(tmp_path, monkeypatch, script, er
 
 @pytest.mark.parametrize(("ending", "magic"), [("png", b"\x89PNG"), ("svg", b"<svg")])
 def test_picture(tmp_path, ending, magic):
-    if problem := plots._browser_problem():
+    if problem := files._browser_problem():
         pytest.skip(problem)
     figure = plot_head_scatter(by_dataset(), note="a note")
     path = write_image(figure, tmp_path / "deep" / f"a.{ending}", scale=1)

@@ -1,4 +1,4 @@
-"""How does it look? One function a figure, drawn from a table with documented columns.
+"""Where do the heads that matter lie? The scatter and the heat map, drawn from a table with documented columns.
 
 Every figure is a function of a pandas table as `HeadScores.to_frame()` makes it, one row a head:
 
@@ -20,39 +20,20 @@ Plots never compute scores. Sizes are pixels, fixed, so that a figure looks the 
 
 # ruff: noqa: C408  (Plotly's documentation writes attributes as keyword arguments; so does this.)
 
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from safetyheads.plots.style import DARK, FONT, NAMES, human
 
 if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
+
 COLUMNS = ("layer", "head", "label", "ablation", "metric", "score", "unit", "rank")
 """The columns that every table must have."""
-
-NAMES = {
-    "undifferentiated_attention": "Undifferentiated Attention",
-    "scaling_contribution": "Scaling Contribution",
-    "zero": "Zero Ablation",
-    "zero_ablation": "Zero Ablation",
-    "mean": "Mean Ablation",
-    "mean_ablation": "Mean Ablation",
-    "resample": "Resample Ablation",
-    "resample_ablation": "Resample Ablation",
-    "ships": "Ships",
-    "generalized_ships": "Generalized Ships",
-    "refusal_shift": "Refusal Shift",
-    "builtin": "Builtin Prompts",
-    "jailbreakbench": "JailbreakBench",
-    "malicious_instruct": "Malicious Instruct",
-    "advbench": "AdvBench",
-    "xstest": "XSTest",
-}
-"""What a reader calls the values of a table; any other value is shown as it is."""
 
 PANEL_WIDTH, PANEL_HEIGHT = 460, 420
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 24, 58
@@ -60,8 +41,6 @@ BAR = 104
 """Width beside a panel for its colour bar: the bar, its tick labels and its title."""
 LINE = 21
 """Height of one line of a title, of a legend or of a note."""
-DARK = "#262626"
-FONT = "Arial, Helvetica, Liberation Sans, DejaVu Sans, sans-serif"
 
 
 class _Symbol(NamedTuple):
@@ -155,7 +134,7 @@ def plot_head_scatter(
             f"there are {len(names)} values of {series!r} ({', '.join(names)}): expected at most "
             f"{len(SYMBOLS)}, one symbol each; keep fewer rows, or name another column as series"
         )
-    legend = [_clip(_human(name)) for name in names] if series in table.columns else []
+    legend = [_clip(human(name)) for name in names] if series in table.columns else []
     size = max(11.0, min(15.0, 0.9 * min(PANEL_WIDTH / layers, PANEL_HEIGHT / heads)))
     groups = _groups(table, [panel])
     tops, panels = [], []
@@ -167,7 +146,7 @@ def plot_head_scatter(
             top[name] = part.nsmallest(k, "rank")
         scores = [score for part in top.values() for score in part["score"]]
         title = f"Top {max(map(len, top.values()))} Safety Heads"
-        title += f" on {_human(where[0])}" if where and where[0] else ""
+        title += f" on {human(where[0])}" if where and where[0] else ""
         panels.append(_Panel(_wrap(title, 54), bar_title, layers, heads, *_limits(scores)))
         tops.append(top)
     panels = _titled(panels, titles, [" ".join(where) for where, _ in groups])
@@ -212,7 +191,7 @@ def plot_head_scatter(
                     line=dict(color=edges if which == 1 else DARK, width=width),
                 ),
                 hovertemplate=_hover(part, "%{text}", "%{customdata[0]:.4g}", "%{customdata[1]}")
-                + (f"<br>{escape(_human(name))}" if legend else "")
+                + (f"<br>{escape(human(name))}" if legend else "")
                 + "<extra></extra>",
                 showlegend=False,
             )
@@ -307,77 +286,6 @@ def plot_head_heatmap(
     return figure
 
 
-def write_html(
-    figure: "plotly.graph_objects.Figure",
-    path: str | Path,
-    *,
-    plotly_js: Literal["cdn", "embedded"] = "cdn",
-) -> Path:
-    """Write a figure as a web page and return its path.
-
-    Args:
-        figure: the figure.
-        path: the file to write; missing parent folders are made.
-        plotly_js: `"cdn"`: a page of a few kB that fetches plotly.js from the network when opened;
-            `"embedded"`: a page of about 5 MB that opens anywhere.
-
-    Raises:
-        ValueError: plotly_js is neither.
-        OSError: the file cannot be written there (PermissionError, NotADirectoryError, ...).
-    """
-    if plotly_js not in ("cdn", "embedded"):
-        raise ValueError(
-            f'plotly_js is {plotly_js!r}: expected "cdn" (a small page that needs the network) '
-            'or "embedded" (about 5 MB, needs nothing)'
-        )
-    page = figure.to_html(include_plotlyjs="cdn" if plotly_js == "cdn" else True)
-    return _write(path, page.encode())
-
-
-def write_image(
-    figure: "plotly.graph_objects.Figure",
-    path: str | Path,
-    *,
-    width: int | None = None,
-    height: int | None = None,
-    scale: float | int = 2,
-    timeout: float | int = 120,
-) -> Path:
-    """Write a figure as a picture, drawn by a local Chrome or Chromium, and return its path.
-
-    Args:
-        figure: the figure.
-        path: the file to write; its ending names the format: .png .jpg .webp .svg .pdf.
-        width: of the picture in layout pixels; by default the figure's own.
-        height: of the picture in layout pixels; by default the figure's own.
-        scale: pixels of the file for one layout pixel.
-        timeout: seconds until a browser that hangs is killed.
-
-    Raises:
-        ValueError: the ending names no format that can be written.
-        RuntimeError: kaleido or a browser is missing or does not start; says what to install.
-        TimeoutError: the browser took longer than `timeout`.
-        OSError: the file cannot be written there (PermissionError, NotADirectoryError, ...).
-    """
-    formats = ("png", "jpg", "jpeg", "webp", "svg", "pdf")
-    ending = Path(path).suffix.lstrip(".").lower()
-    if ending not in formats:
-        raise ValueError(
-            f"{str(path)!r} ends in {Path(path).suffix!r}: expected one of "
-            f"{', '.join('.' + name for name in formats)} (for .html there is write_html)"
-        )
-    if problem := _browser_problem():
-        raise RuntimeError(problem)
-    options = dict(
-        format=ending,
-        width=width or figure.layout.width or 700,
-        height=height or figure.layout.height or 500,
-        scale=scale,
-    )
-    _make_folder(Path(path))
-    return _write(path, _draw(figure.to_dict(), options, timeout))
-
-
 def _checked(table: "pandas.DataFrame") -> "pandas.DataFrame":
     """The table with plain text and whole numbers, or an error that says what it lacks."""
     missing = [name for name in COLUMNS if name not in table.columns]
@@ -465,7 +373,7 @@ def _place(columns: Sequence[str], where: tuple[str, ...]) -> str:
 def _bar_title(rows: "pandas.DataFrame", place: str) -> str:
     """Metric and unit of a panel, which must be one."""
     kinds = rows[["metric", "unit"]].drop_duplicates().itertuples(index=False)
-    titles = [_human(metric) + (f" [{unit}]" if unit else "") for metric, unit in kinds]
+    titles = [human(metric) + (f" [{unit}]" if unit else "") for metric, unit in kinds]
     if len(titles) > 1:
         raise ValueError(
             f"{place} mixes {' and '.join(titles)}: expected one metric and unit, because a panel "
@@ -494,24 +402,12 @@ def _titled(
 
 
 def _heatmap_title(where: Mapping[str, str]) -> str:
-    title = _human(where["ablation"])
+    title = human(where["ablation"])
     if where.get("dataset"):
-        title += f" on {_human(where['dataset'])}"
-    model = _human(where.get("model", ""))
+        title += f" on {human(where['dataset'])}"
+    model = human(where.get("model", ""))
     both = f"{title}, {model}" if model else title
     return escape(both, quote=False) if len(both) <= 54 else f"{_wrap(title)}<br>{_wrap(model)}"
-
-
-def _human(value: str) -> str:
-    """A table's value in a reader's words.
-
-    Example:
-        >>> _human("generalized_ships(left, rank 1)"), _human("my_ablation")
-        ('Generalized Ships (left, rank 1)', 'my_ablation')
-    """
-    word = re.match(r"\w*", value)[0]  # type: ignore[index]
-    rest = value[len(word) :]
-    return NAMES[word] + (" " if rest[:1] == "(" else "") + rest if word in NAMES else value
 
 
 def _wrap(text: str, width: int = 54) -> str:
@@ -524,7 +420,7 @@ def _clip(text: str, width: int = 46) -> str:
 
 
 def _hover(rows: "pandas.DataFrame", label: str, score: str, rank: str) -> str:
-    metric, unit = escape(_human(rows["metric"].iloc[0])), escape(rows["unit"].iloc[0])
+    metric, unit = escape(human(rows["metric"].iloc[0])), escape(rows["unit"].iloc[0])
     return f"<b>{label}</b><br>{metric}: {score} {unit}<br>rank {rank}"
 
 
@@ -626,112 +522,3 @@ def _layout(panels: Sequence[_Panel], note: str | None) -> dict[str, Any]:
         look = dict(font=dict(size=12, color="#595959"), align="left", name="note")
         annotations.append(dict(text=text, **look, **place, **plain))
     return dict(layout, annotations=annotations)
-
-
-def _make_folder(path: Path) -> None:
-    """Make the folder of a file and find out that the file can be written there."""
-    existed = path.exists()
-    _try_to_write(path, lambda: path.open("ab").close())
-    if not existed:
-        path.unlink()
-
-
-def _write(path: str | Path, content: bytes) -> Path:
-    _try_to_write(Path(path), lambda: Path(path).write_bytes(content))
-    return Path(path)
-
-
-def _try_to_write(path: Path, write: Any) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write()
-    except OSError as error:
-        reason = (
-            f"cannot write the figure ({error.strerror}); name a file in a folder you may write"
-        )
-        raise type(error)(error.errno, reason, str(path)) from error
-
-
-def _browser_problem() -> str | None:
-    """What keeps this machine from drawing pictures, and the remedy; None where nothing does."""
-    import os
-
-    try:
-        from choreographer.browsers.chromium import Chromium
-        from kaleido import Kaleido  # noqa: F401
-    except ImportError:
-        return (
-            "writing pictures needs the package kaleido, 1.0 or newer: pip install 'kaleido>=1' "
-            "(write_html needs nothing)"
-        )
-    found = Chromium.find_browser(skip_local=False)
-    if found and Path(found).is_file():
-        return None
-    named = os.environ.get("BROWSER_PATH")
-    return (
-        "writing pictures needs Chrome or Chromium, and "
-        + (f"BROWSER_PATH={named!r} is not a file" if named else "none was found")
-        + ". Install one (`apt-get install chromium`, or `plotly_get_chrome` to download one), "
-        "or set BROWSER_PATH to its program; write_html needs no browser"
-    )
-
-
-def _draw(figure: dict[str, Any], options: dict[str, Any], timeout: float | int) -> bytes:
-    """Draw in a thread with its own event loop, so that notebooks can call it too."""
-    import asyncio
-    import threading
-
-    from kaleido import Kaleido
-
-    browsers: list[Any] = []
-    outcome: list[bytes | BaseException] = []
-
-    async def draw() -> bytes:
-        # MathJax would be fetched from the network, which may not answer.
-        browsers.append(Kaleido(n=1, timeout=timeout, mathjax=False))
-        async with browsers[0] as browser:
-            image: bytes = await browser.calc_fig(figure, opts=options)
-            return image
-
-    def work() -> None:
-        try:
-            outcome.append(asyncio.run(draw()))
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=work, name="write_image", daemon=True)
-    thread.start()
-    try:
-        thread.join(timeout)
-        late = thread.is_alive()
-    finally:
-        if browsers:
-            _end(browsers[0])
-    thread.join(10)
-    failure = outcome[0] if outcome else TimeoutError()
-    if late or isinstance(failure, TimeoutError):
-        raise TimeoutError(
-            f"the browser drew nothing in {timeout:g} seconds and was ended: try again, raise "
-            "timeout, set BROWSER_PATH to another Chrome or Chromium, or use write_html"
-        )
-    if isinstance(failure, BaseException):
-        raise RuntimeError(
-            f"the browser failed ({type(failure).__name__}: {failure}): install a Chrome that "
-            "works (`plotly_get_chrome`), set BROWSER_PATH to it, or use write_html"
-        ) from failure
-    return failure
-
-
-def _end(browser: Any) -> None:
-    """Kill a browser that still runs, with all that it started, and take its exit status."""
-    import os
-    import signal
-
-    process = getattr(browser, "subprocess", None)
-    if process is None or process.poll() is not None:
-        return
-    if hasattr(os, "killpg"):
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait(10)
