@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 		"$$found" -m venv --clear $(VENV); \
 	fi
 	@$(PIP) torch==2.13.0
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev,ray,traces]'
 	@touch $@
 
 demo: $(STAMP)

@@ -10,7 +10,8 @@ Both sides run in one process, in turn, `--repeats` times; ratios are printed as
 
 A pass of a loop costs the same for every head, so the loops are timed on a few heads spread over the layers and scaled.
 The share of the machine's matrix-multiply rate is the sweep's useful multiply-adds (projections and MLPs of the rows
-that must run, nothing else counted) over its time, against `torch.nn.functional.linear` on the same shapes.
+that must run; attention, norms, unembedding and all fixed costs count as loss) over its time, against
+`torch.nn.functional.linear` on the same shapes, timed right before.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from safetyheads import UndifferentiatedAttention, load_model, load_prompts, tok
 from safetyheads.heads import Head
 from safetyheads.interventions import AblateHead
 from safetyheads.metrics import Ships, kl_divergence
-from safetyheads.sweep import DEFAULT_ROWS, PROMPTS_A_CHUNK, sweep
+from safetyheads.sweep import TOKENS_A_PASS, layout, sweep
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -52,24 +53,26 @@ def loop_pass(model: Any, ids: torch.Tensor, lengths: torch.Tensor, head: Head) 
     return kl_divergence(last, last)
 
 
-def multiply_adds(model: Any, batch: Any, rows: int) -> float:
-    """Multiply-adds of projections and MLPs that an exact sweep cannot avoid, the prefix once a chunk and head."""
-    block = model.bridge.original_model
-    weights = sum(
-        p.numel()
-        for n, p in block.named_parameters()
-        if p.ndim == 2 and ".0." in n and "norm" not in n
-    )
-    order = batch.lengths.argsort(stable=True).tolist()
-    size = min(rows, PROMPTS_A_CHUNK)
+def multiply_adds(model: Any, batch: Any, rows: int | None) -> float:
+    """Multiply-adds of projections and MLPs that the sweep of all heads runs after each head's own layer."""
+    sizes = [
+        (name, p.numel())
+        for name, p in model.bridge.original_model.named_parameters()
+        if p.ndim == 2 and ".0." in name and "norm" not in name
+    ]
+    block = sum(size for _, size in sizes)
+    mlp = sum(size for name, size in sizes if "mlp" in name)
     tokens = 0
-    for start in range(0, len(order), size):
-        part = batch.select(order[start : start + size])
-        prefix = part.prefix_length if len(part.lengths) > 1 else 0
-        tokens += prefix + len(part.lengths) * (part.ids.shape[1] - prefix)
-    # From the middle of the ablated layer (its attention is not run again) to the top.
-    layers = sum(model.n_layers - layer - 0.3 for layer in range(model.n_layers))
-    return 2.0 * weights * tokens * layers * model.n_heads
+    for prompts, _ in layout(batch, rows):
+        part = batch.select(prompts)
+        prefix = part.prefix_length if len(prompts) > 1 else 0
+        tokens += prefix + len(prompts) * (part.ids.shape[1] - prefix)
+    # The ablated layer's attention and the top layer's MLP are not run.
+    weights = sum(
+        mlp + block * (model.n_layers - layer - 2) + block - mlp
+        for layer in range(model.n_layers - 1)
+    )
+    return 2.0 * weights * tokens * model.n_heads
 
 
 def matmul_rate(model: Any, tokens: int) -> float:
@@ -108,7 +111,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=DEFAULT_ROWS)
+    parser.add_argument(
+        "--rows", type=int, help="of one forward pass; by its tokens when not given"
+    )
     parser.add_argument("--heads", type=int, default=3, help="heads on which the loops are timed")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -131,7 +136,7 @@ def main() -> None:
             * per_single
             * seconds(lambda: [loop_pass(model, s.ids, s.lengths, h) for h in few for s in singles])
         )
-        rate = matmul_rate(model, options.rows * 20)
+        rate = matmul_rate(model, TOKENS_A_PASS["cpu"])
         spent = seconds(lambda: sweep(model, batch, edits, Ships(), rows=options.rows))
         times["sweep"].append(spent)
         times["share"].append(work / spent / rate)

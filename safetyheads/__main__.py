@@ -1,4 +1,4 @@
-"""What does one type to rank a model's safety heads? `safetyheads rank` and `safetyheads demo`."""
+"""What does one type to rank a model's safety heads? `safetyheads rank`, `merge`, `export` and `demo`."""
 
 import argparse
 import os
@@ -7,15 +7,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetyheads import __version__
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from safetyheads.executors import Executor
     from safetyheads.interventions import Ablation
     from safetyheads.metrics import Metric
+    from safetyheads.ranking import Ranking
 
 DEMO_MODEL = "smollm2-135m-instruct"
 DEMO_FOLDER = "safetyheads-demo"
@@ -23,6 +25,8 @@ DEMO_LIMIT = 4  # pairs; with these the demo ends within five minutes on two cor
 ABLATIONS = ("undifferentiated_attention", "scaling_contribution", "zero", "mean", "resample")
 DEFAULT_ABLATIONS = ABLATIONS[:2]
 METRICS = ("ships", "generalized_ships", "refusal_shift")
+EXECUTORS = ("process", "ray")
+METHODS = ("exact", "screened")
 UNFINISHED = "unfinished"
 NEGATIVE_CONTROL = (
     f"{DEMO_MODEL} hardly ever refuses, so these heads are a negative control: "
@@ -40,6 +44,21 @@ def positive_integer(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"came {text!r}, expected a whole number of at least 1")
     return int(text)
+
+
+def layer_numbers(text: str) -> list[int]:
+    """Read layers such as `0-7` or `0,3,5-7`, for argparse."""
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() if dash else not last)):
+            raise argparse.ArgumentTypeError(
+                f"came {text!r}, expected layers such as 0-7 or 0,3,5-7"
+            )
+        layers.update(range(int(first), int(last or first) + 1))
+    if not layers:
+        raise argparse.ArgumentTypeError(f"came {text!r}, which names no layer: write 0-7, not 7-0")
+    return sorted(layers)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,6 +97,48 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; as stored")
     add("--out", type=Path, default=Path("safetyheads-out"), metavar="FOLDER", help="%(default)s")
 
+    add("--plan", action="store_true", help="say what it will cost, and run nothing")
+    add("--method", choices=METHODS, default=METHODS[0], help="run every head, or screen first")
+    add("--executor", choices=EXECUTORS, help="run in processes, or on Ray; here when not given")
+    add("--workers", type=positive_integer, metavar="N", help="processes or Ray workers (2)")
+    add("--layers", type=layer_numbers, help="only these, as 0-7: a part, for safetyheads merge")
+
+    merge = commands.add_parser("merge", help="join the parts that rank --layers wrote")
+    merge.add_argument("parts", nargs="+", type=Path, metavar="FOLDER", help="--out of a part")
+    add = merge.add_argument
+    add("--top", type=positive_integer, metavar="K", help="heads shown; by default the parts' K")
+    add("--out", type=Path, default=Path("safetyheads-out"), metavar="FOLDER", help="%(default)s")
+
+    export = commands.add_parser("export", help="write the model with some heads ablated")
+    add = export.add_argument
+    add("--model", required=True, help="Hub id, folder, .gguf or known name")
+    add("--heads", required=True, nargs="+", metavar="HEAD", help="L3H7, or 3-7: layer first")
+    add("--ablation", choices=ABLATIONS[:4], default=ABLATIONS[0], help="%(default)s")
+    add("--epsilon", type=float, help="what the first two ablations leave; their own default")
+    add("--prompts", help="whose mean output --ablation mean writes: known name or file")
+    add("--template", help="around these prompts; by default the model's")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; as stored")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+
+    maps = commands.add_parser("maps", help="draw where benign and jailbreak prompts attend")
+    add = maps.add_argument
+    add("--model", action="append", help=f"may be repeated, with a --layer each ({DEMO_MODEL})")
+    add("--layer", action="append", type=int, required=True, help="a row of maps; may be repeated")
+    add("--benign", help="known name or file; the builtin harmless prompts")
+    add("--jailbreak", help="known name or file; the builtin harmful ones in a mild role-play")
+    add("--length", type=positive_integer, default=512, help="tokens on each axis (%(default)s)")
+    add("--log", choices=("e", "10"), default="e", help="base of the logarithm (%(default)s)")
+    add("--floor", type=float, help="attention below counts as it; what gives -10")
+    add("--order", choices=("log_of_mean", "mean_of_log"), default="log_of_mean")
+    add("--min-prompts", type=positive_integer, default=2, metavar="N", help="else blank (2)")
+    add("--divergence", action="store_true", help="also compare every layer and head; slower")
+    add("--hidden", action="store_true", help="also draw the hidden states' magnitudes")
+    add("--template", help='"chat", "bare", "query" or a text with {q}; by default the model\'s')
+    add("--limit", type=positive_integer, metavar="N", help="use N prompts; all when not given")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps (%(default)s)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; as stored")
+    add("--out", type=Path, default=Path("safetyheads-maps"), metavar="FOLDER", help="%(default)s")
+
     demo = commands.add_parser("demo", help=f"rank on the defaults: {DEMO_MODEL}, builtin prompts")
     add = demo.add_argument
     add("--out", type=Path, default=Path(DEMO_FOLDER), metavar="FOLDER", help="%(default)s")
@@ -89,10 +150,35 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse, and refuse an option that the chosen ablations and metric would leave unread."""
     parser = build_parser()
     options = parser.parse_args(arguments)
+    if options.command == "merge":
+        return options
+    if options.command == "maps":
+        options.model = options.model or [DEMO_MODEL]
+        if len(options.model) == 1:
+            options.model *= len(options.layer)
+        if len(options.model) != len(options.layer):
+            parser.error(
+                f"{len(options.model)} --model and {len(options.layer)} --layer: name one model, "
+                "or one for each layer"
+            )
+        return options
+    if options.command == "export":
+        if options.epsilon is not None and options.ablation not in DEFAULT_ABLATIONS:
+            parser.error(f"--epsilon is for {' and '.join(DEFAULT_ABLATIONS)}; leave it out")
+        if (options.prompts or options.template) and options.ablation != "mean":
+            parser.error("--prompts and --template are for --ablation mean; leave them out")
+        options.ablation, options.seed = [options.ablation], None
+        return options
     if options.command == "demo":
         defaults = parser.parse_args(["rank", "--out", str(options.out)])
         defaults.command, defaults.limit = "demo", options.limit
         options = defaults
+    if options.layers and options.method != "exact":
+        parser.error("--method screened looks at all layers; leave out --layers")
+    if options.plan and (options.layers or options.executor):
+        parser.error("--plan is of a whole run in one process; leave out --layers and --executor")
+    if options.workers and not options.executor:
+        parser.error("--workers is for --executor process or ray; name one of them")
     options.ablation = list(dict.fromkeys(options.ablation or DEFAULT_ABLATIONS))
     if options.epsilon is not None and not set(options.ablation) & set(DEFAULT_ABLATIONS):
         parser.error(f"--epsilon is for {' and '.join(DEFAULT_ABLATIONS)}; leave it out")
@@ -146,6 +232,21 @@ def make_metric(options: argparse.Namespace) -> "Metric":
     return Ships() if options.metric == "ships" else RefusalShift()
 
 
+def make_executor(options: argparse.Namespace) -> "Executor | None":
+    """Build the chosen executor; None runs everything in this process."""
+    if options.executor is None:
+        return None
+    from safetyheads.executors import process_map, ray_map
+
+    workers = options.workers or 2
+    try:
+        if options.executor == "process":
+            return process_map(workers)
+        return ray_map(workers, gpus=int(options.device.startswith("cuda")))
+    except ImportError as error:  # a missing extra is bad input here, and no traceback
+        raise ValueError(error) from None
+
+
 def format_table(table: "DataFrame") -> str:
     """Lay out the top heads, one block an ablation, harmful beside harmless where there is both."""
     blocks = []
@@ -155,9 +256,23 @@ def format_table(table: "DataFrame") -> str:
         columns = {"rank": "rank", "label": "head", "score": f"harmful [{unit}]"}
         if "harmless_score" in rows and rows["harmless_score"].notna().any():
             columns["harmless_score"] = f"harmless [{unit}]"
-        body = rows.sort_values("rank")[list(columns)].rename(columns=columns)
+        if "specificity" in rows and rows["specificity"].notna().any():
+            columns |= {"specificity": f"specificity [{unit}]", "q_value": "q"}
+        ordered = rows.sort_values("rank")
+        body = ordered[list(columns)].rename(columns=columns)
+        for column, kind in (("score", "kind"), ("harmless_score", "harmless_kind")):
+            if column in columns and kind in ordered and (ordered[kind] == "estimated").any():
+                body[columns[column]] = [
+                    f"{'~' if estimated else ''}{score:.4g}"
+                    for score, estimated in zip(
+                        ordered[column], ordered[kind] == "estimated", strict=True
+                    )
+                ]
         title = f"Top {len(rows)} heads of {model} on {dataset}: {metric}, {ablation}"
-        blocks.append(f"{title}\n{body.to_string(index=False, float_format='{:.4g}'.format)}")
+        text = body.to_string(index=False, float_format="{:.4g}".format)
+        if "~" in text:
+            text += "\n~ estimated, not run"
+        blocks.append(f"{title}\n{text}")
     return "\n\n".join(blocks)
 
 
@@ -170,6 +285,7 @@ def rank(options: argparse.Namespace) -> None:
     from safetyheads.ranking import rank_safety_heads
 
     ablations, metric = make_ablations(options), make_metric(options)
+    executor = make_executor(options)
     prompts = load_prompts(options.prompts, column=options.column, path=options.prompts_path)
     dtype = None
     if options.dtype:
@@ -179,25 +295,156 @@ def rank(options: argparse.Namespace) -> None:
     if sys.stderr.isatty():
         print(f"Opening {options.model} ...", file=sys.stderr)
     model = load_model(options.model, device=options.device, dtype=dtype)
-    ranking = rank_safety_heads(
-        model,
-        prompts,
-        ablations=ablations,
-        metric=metric,
-        top_k=options.top,
-        template=options.template,
-        limit=options.limit,
-        store=options.out / UNFINISHED,
+    chosen: dict[str, Any] = {
+        "ablations": ablations,
+        "metric": metric,
+        "top_k": options.top,
+        "template": options.template,
+        "limit": options.limit,
         **({"rows": options.batch} if options.batch else {}),
+        **({"executor": executor} if executor else {}),
+    }
+    if options.plan:
+        from safetyheads.planning import plan
+
+        names = ("ablations", "metric", "template", "limit", "rows")
+        known = {name: chosen[name] for name in names if name in chosen}
+        print(plan(model, prompts, method=options.method, **known))
+        return
+    if options.layers:
+        from safetyheads.parts import rank_layers
+
+        folder = rank_layers(model, prompts, options.layers, options.out, **chosen)
+        print(f"A part of a ranking, readings of layers {options.layers}: {folder.absolute()}")
+        print("It has no scores yet; join all parts: safetyheads merge FOLDER ... --out RESULT")
+        return
+    ranking = rank_safety_heads(
+        model, prompts, store=options.out / UNFINISHED, method=options.method, **chosen
     )
-    note = NEGATIVE_CONTROL if options.model == DEMO_MODEL else None
-    try:
-        ranking.save(options.out, note=note)
-    finally:  # the scores are shown even where the folder has become unwritable meanwhile
-        print(format_table(ranking.top(options.top)))
+    report(ranking, options.top, options.out, demo_model=options.model == DEMO_MODEL)
     shutil.rmtree(options.out / UNFINISHED, ignore_errors=True)
-    print(f"\nThe figure: {(options.out / 'scatter.html').absolute()}")
-    print(f"All scores: {(options.out / 'scores.csv').absolute()}")
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Join parts, save and print: the whole of `safetyheads merge`."""
+    check_writable(options.out)
+
+    from safetyheads.parts import merge_rankings
+
+    ranking = merge_rankings(options.parts, top_k=options.top)
+    report(ranking, ranking.top_k, options.out, demo_model=ranking.model == DEMO_MODEL)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Load, edit, save, compare and print: the whole of `safetyheads export`."""
+    check_writable(options.out)
+
+    import torch
+
+    from safetyheads.export import export_ablated
+    from safetyheads.model import load_model
+
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    written = export_ablated(
+        load_model(options.model, dtype=dtype),
+        options.heads,
+        options.out,
+        ablation=make_ablations(options)[0],
+        prompts=options.prompts,
+        template=options.template,
+    )
+    print(f"The ablated model: {written.folder.absolute()}")
+    print(f"Weights changed: {', '.join(written.changed)}")
+    print(
+        f"Logits differ from the hooked model's by at most {written.max_logit_difference:.2g} "
+        f"(the largest is {written.largest_logit:.3g})"
+    )
+
+
+def maps(options: argparse.Namespace) -> None:
+    """Load, capture, save and draw: the whole of `safetyheads maps`."""
+    check_writable(options.out)
+
+    from safetyheads.jailbreaks import wrap
+    from safetyheads.model import load_model
+    from safetyheads.plots.attention import (
+        plot_attention_divergence,
+        plot_attention_maps,
+        plot_hidden_magnitudes,
+    )
+    from safetyheads.plots.files import write_html
+    from safetyheads.probes.attention import attention_maps, hidden_magnitudes
+    from safetyheads.probes.divergence import attention_divergence
+    from safetyheads.prompts import load_prompts
+
+    benign, jailbreak = (
+        load_prompts(options.benign or "builtin"),
+        load_prompts(options.jailbreak or "builtin"),
+    )
+    if options.limit:
+        benign, jailbreak = benign.limit(options.limit), jailbreak.limit(options.limit)
+    sets = (
+        list(benign.harmless or benign.harmful),
+        list(jailbreak.harmful) if options.jailbreak else wrap(jailbreak.harmful),
+    )
+    dtype = None
+    if options.dtype:
+        import torch
+
+        dtype = getattr(torch, options.dtype)
+    names = list(dict.fromkeys(options.model))
+    models = {n: load_model(n, device=options.device, dtype=dtype) for n in names}
+    drawn = []
+    for name, layer in zip(options.model, options.layer, strict=True):
+        found = attention_maps(
+            models[name],
+            *sets,
+            layer,
+            length=options.length,
+            log=options.log if options.log == "e" else int(options.log),
+            floor=options.floor,
+            order=options.order,
+            min_prompts=options.min_prompts,
+            short="blank",
+            template=options.template,
+        )
+        folder = found.save(options.out / f"{Path(found.model).name}-layer{layer}")
+        both = int(found.mask.any(1).sum())
+        print(f"{found.model}, layer {layer}: {folder.absolute()}")
+        print(f"  both sets reach the first {both} of {options.length} tokens; blank beyond")
+        drawn.append(found)
+    figures = {"maps": plot_attention_maps(drawn)}
+    if options.hidden:
+        shared = {"length": options.length, "template": options.template}
+        magnitudes = [hidden_magnitudes(model, *sets, **shared) for model in models.values()]
+        figures["hidden"] = plot_hidden_magnitudes(magnitudes)
+    if options.divergence:
+        for model in models.values():
+            compared = attention_divergence(model, *sets, template=options.template)
+            stem = f"divergence-{Path(model.name).name}"
+            compared.table.to_csv(options.out / f"{stem}.csv", index=False)
+            figures[stem] = plot_attention_divergence(compared.table, title=model.name)
+            columns = ["label", "divergence", "null_high", "p_value", "q_value"]
+            print(f"\nHeads of {model.name} that differ most at matched length [nat]")
+            top = compared.top(5)[columns]
+            print(top.to_string(index=False, float_format="{:.4g}".format))
+    for stem, figure in figures.items():
+        page = write_html(figure, options.out / f"{stem}.html", plotly_js="embedded")
+        print(f"The figure: {page.absolute()}")
+
+
+def report(ranking: "Ranking", top: int, folder: Path, *, demo_model: bool) -> None:
+    """Save a ranking, print its top and say where the rest is."""
+    note = NEGATIVE_CONTROL if demo_model else None
+    try:
+        ranking.save(folder, note=note)
+    finally:  # the scores are shown even where the folder has become unwritable meanwhile
+        print(format_table(ranking.top(top)))
+        for scores in ranking.harmful:
+            if scores.audit is not None:
+                print(f"\n{scores.ablation}: {scores.audit}")
+    print(f"\nThe figure: {(folder / 'scatter.html').absolute()}")
+    print(f"All scores: {(folder / 'scores.csv').absolute()}")
     if note:
         print(f"\nNote: {note}\n{NEXT_STEP}")
 
@@ -218,7 +465,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is imported: threads that spin while they wait make a busy machine several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        rank(options)
+        {"merge": merge, "export": export, "maps": maps}.get(options.command, rank)(options)
     except KeyboardInterrupt:
         print(f"\n{describe_interruption(options.out)}", file=sys.stderr)
         return 130

@@ -4,21 +4,24 @@
 ranking and the files that other programs read.
 """
 
+import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from safetyheads.files import writable_folder, write_whole
 
 if TYPE_CHECKING:
     import pandas
 
-COLUMNS = ["layer", "head", "label", "ablation", "metric", "score", "unit", "rank"]
+COLUMNS = ["layer", "head", "label", "ablation", "metric", "score", "unit", "rank", "kind"]
 _LABEL = re.compile(r"^L(\d+)H(\d+)$|^(\d+)-(\d+)$")
 
 
@@ -54,6 +57,39 @@ class Head(NamedTuple):
         )
 
 
+@dataclass(frozen=True)
+class Audit:
+    """How much of the top a screened run is likely to have missed."""
+
+    top_k: int
+    """The top that is meant."""
+    heads: int
+    """Heads of the model."""
+    run: int
+    """Heads run exactly."""
+    audited: int
+    """Of these, heads drawn at random from those that the screen would have left out."""
+    beaten: int
+    """Audited heads whose exact score beats the k-th of the heads that the screen chose."""
+    recall: float
+    """Expected share of the true top k among the heads run exactly, by the error model of `screening.judge`."""
+    recall_low: float
+    """Lower end of the 95 % interval of that share."""
+    recall_high: float
+    """Upper end."""
+    missed_at_most: int
+    """With 95 % confidence and no model at all, from the random sample alone: heads not run whose score beats the
+    k-th. Small samples leave it large."""
+
+    def __str__(self) -> str:
+        if self.run == self.heads:
+            return f"all {self.heads} heads run exactly"
+        return (
+            f"{self.run} of {self.heads} heads run exactly, the others estimated; recall of the top {self.top_k}: "
+            f"{self.recall:.2f} ({self.recall_low:.2f} to {self.recall_high:.2f})"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class HeadScores:
     """One score for every query head of a model, under one ablation and one metric."""
@@ -74,6 +110,12 @@ class HeadScores:
     """What determines the numbers: model, template, prompts, ablation, metric and versions."""
     readings: Float[Tensor, "layer head *reading"] | None = None
     """What the score was computed from, where that is more than the score (Gram matrices), so statistics can follow."""
+    exact: Bool[Tensor, "layer head"] | None = None
+    """Which scores are exact; None: all. The others are estimates, and their `per_prompt` and `readings` are NaN."""
+    estimates: Float[Tensor, "layer head"] | None = None
+    """What a screen said of every head, before calibration; None where there was no screen."""
+    audit: Audit | None = None
+    """What a screened run may have missed; None where there was no screen."""
 
     @property
     def ranks(self) -> Int[Tensor, "layer head"]:
@@ -84,11 +126,14 @@ class HeadScores:
         return ranks.reshape(self.values.shape)
 
     def to_frame(self) -> "pandas.DataFrame":
-        """A long table, a row a head, best first: layer, head, label, ablation, metric, score, unit, rank."""
+        """A long table, a row a head, best first: layer, head, label, ablation, metric, score, unit, rank, kind.
+
+        `kind` is "exact" for a score that was measured and "estimated" for one that a screen estimated.
+        """
         import pandas
 
         n_layers, n_heads = self.values.shape
-        ranks = self.ranks
+        ranks, exact = self.ranks, self.exact
         rows = [
             (
                 layer,
@@ -99,6 +144,7 @@ class HeadScores:
                 self.values[layer, head].item(),
                 self.unit,
                 int(ranks[layer, head]),
+                "exact" if exact is None or exact[layer, head] else "estimated",
             )
             for layer in range(n_layers)
             for head in range(n_heads)
@@ -114,25 +160,34 @@ class HeadScores:
         return self.to_frame().head(k)
 
     def score(self, head: Union[str, tuple[Any, Any], "Head"]) -> float:
-        """The score of one head; a head that the model does not have is a ValueError."""
+        """The exact score of one head; ValueError for one that the model does not have or that was only estimated."""
         layer, index = Head.parse(head)
         n_layers, n_heads = self.values.shape
         if layer >= n_layers or index >= n_heads:
             raise ValueError(
                 f"{Head(layer, index)} is not in this model: it has layers 0-{n_layers - 1} and heads 0-{n_heads - 1}"
             )
-        return self.values[layer, index].item()
+        value = self.values[layer, index].item()
+        if self.exact is not None and not self.exact[layer, index]:
+            raise ValueError(
+                f"{Head(layer, index)} was not run: its score is estimated at {value:.4g} {self.unit}; read "
+                '`values` for estimates, or score with method="exact"'
+            )
+        return value
 
     def save(self, folder: str | Path) -> Path:
-        """Write `scores.safetensors` and `manifest.json` into a folder, made if it is not there."""
-        from safetensors.torch import save_file
+        """Write `scores.safetensors` and `manifest.json` into a folder, made if it is not there.
+
+        Each file is written whole or not at all, and the scores name the manifest that they belong to, so that
+        `load` notices a save that was killed between the two.
+        """
+        from safetensors.torch import save
 
         folder = writable_folder(folder)
         tensors = {"values": self.values}
-        for name in ("per_prompt", "readings"):
+        for name in ("per_prompt", "readings", "exact", "estimates"):
             if (tensor := getattr(self, name)) is not None:
                 tensors[name] = tensor
-        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "scores.safetensors")
         manifest = {
             "ablation": self.ablation,
             "metric": self.metric,
@@ -140,13 +195,25 @@ class HeadScores:
             "largest_first": self.largest_first,
             "provenance": self.provenance,
         }
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        if self.audit is not None:
+            manifest["audit"] = asdict(self.audit)
+        written = (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
+        scores = save(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            {"manifest_sha256": hashlib.sha256(written).hexdigest()},
+        )
+        write_whole(folder / "manifest.json", written)
+        write_whole(folder / "scores.safetensors", scores)
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> "HeadScores":
-        """Read what `save` wrote; a missing file is a FileNotFoundError that names it."""
-        from safetensors.torch import load_file
+        """Read what `save` wrote.
+
+        A missing file is a FileNotFoundError that names it; scores of one save beside the manifest of another
+        are a ValueError.
+        """
+        from safetensors import safe_open
 
         folder = Path(folder)
         for name in ("scores.safetensors", "manifest.json"):
@@ -154,30 +221,16 @@ class HeadScores:
                 raise FileNotFoundError(
                     f"{folder / name} is not there; give a folder that HeadScores.save wrote"
                 )
-        tensors = load_file(folder / "scores.safetensors")
-        manifest = json.loads((folder / "manifest.json").read_text())
-        return cls(
-            values=tensors["values"],
-            per_prompt=tensors.get("per_prompt"),
-            readings=tensors.get("readings"),
-            **manifest,
-        )
-
-
-def writable_folder(folder: str | Path) -> Path:
-    """The folder, made if need be; PermissionError if nothing can be written there.
-
-    >>> import tempfile; writable_folder(tempfile.mkdtemp()).is_dir()
-    True
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".safetyheads-write-test"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise PermissionError(
-            f"cannot write in {folder} ({error.strerror or error}); name another folder, or free this one"
-        ) from error
-    return folder
+        written = (folder / "manifest.json").read_bytes()
+        with safe_open(folder / "scores.safetensors", framework="pt") as file:
+            belongs_to = (file.metadata() or {}).get("manifest_sha256")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if belongs_to not in (None, hashlib.sha256(written).hexdigest()):
+            raise ValueError(
+                f"{folder} holds scores.safetensors of one save and manifest.json of another (was it killed "
+                "in between, or edited?); save the scores again"
+            )
+        manifest = json.loads(written)
+        if "audit" in manifest:
+            manifest["audit"] = Audit(**manifest["audit"])
+        return cls(**{"per_prompt": None, **tensors, **manifest})

@@ -5,7 +5,9 @@ All positions of the prompt are ablated, as in Zhou et al. 2025 (arXiv:2410.1370
 attention every ablation acts on one query head and leaves the keys and values that it shares alone.
 """
 
-from dataclasses import asdict, dataclass
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -13,25 +15,28 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from safetyheads.heads import Head
+from safetyheads.model import HookedModel, ZEdit
+from safetyheads.prompts import TokenBatch
 
 
 class HeadActs(NamedTuple):
     """What one head has before W_O, on a batch of rows; the optional fields are there when
     `Ablation.needs` names them."""
 
-    z: Float[Tensor, "row pos d_head"]
+    z: Float[Tensor, "row query d_head"]
     """The head's output: its attention pattern times its values."""
-    v: Float[Tensor, "row pos d_head"]
-    """The values it reads; grouped-query heads of one group share them."""
-    visible: Bool[Tensor, "row pos pos"]
-    """Which keys each query may see, from the model's own mask (sliding windows included)."""
-    scores: Float[Tensor, "row pos pos"] | None = None
+    v: Float[Tensor, "row key d_head"]
+    """The values it reads; grouped-query heads of one group share them. With a cache there are more keys than
+    queries."""
+    visible: Bool[Tensor, "row query key"]
+    """Which keys each query may see, from the model's own mask (padding and sliding windows included)."""
+    scores: Float[Tensor, "row query key"] | None = None
     """Attention scores before the softmax, after QK-norm and rotary embedding, any softcap undone."""
     softcap: float | None = None
     """The bound of tanh soft-capping on the scores, or None (Gemma-2 has 50)."""
     mean: Float[Tensor, " d_head"] | None = None
     """Mean of `z` over all real tokens of all prompts."""
-    donor: Float[Tensor, "row pos d_head"] | None = None
+    donor: Float[Tensor, "row query d_head"] | None = None
     """The same head's `z` on another prompt, aligned token by token."""
 
 
@@ -43,7 +48,7 @@ class Ablation(Protocol):
     def name(self) -> str: ...
     @property
     def needs(self) -> frozenset[str]: ...
-    def __call__(self, acts: HeadActs) -> Float[Tensor, "row pos d_head"]: ...
+    def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]: ...
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,15 @@ class UndifferentiatedAttention:
     def needs(self) -> frozenset[str]:
         return frozenset({"scores"} if self.epsilon else ())
 
-    def __call__(self, acts: HeadActs) -> Float[Tensor, "row pos d_head"]:
+    def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
         scores = torch.zeros_like(acts.visible, dtype=torch.float32)
         if self.epsilon:
             scores = _given(acts.scores, self).float() * self.epsilon
             if acts.softcap:
                 scores = acts.softcap * torch.tanh(scores / acts.softcap)
-        pattern = scores.masked_fill(~acts.visible, -torch.inf).softmax(-1)
+        # A query that sees nothing is padding; whatever it gets must be a number.
+        hidden = ~acts.visible & acts.visible.any(-1, keepdim=True)
+        pattern = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         return pattern.to(acts.v.dtype) @ acts.v
 
 
@@ -95,7 +102,7 @@ class ScalingContribution:
     name: ClassVar[str] = "scaling_contribution"
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def __call__(self, acts: HeadActs) -> Float[Tensor, "row pos d_head"]:
+    def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
         return acts.z * self.epsilon
 
 
@@ -106,7 +113,7 @@ class ZeroAblation:
     name: ClassVar[str] = "zero"
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def __call__(self, acts: HeadActs) -> Float[Tensor, "row pos d_head"]:
+    def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
         return torch.zeros_like(acts.z)
 
 
@@ -121,7 +128,7 @@ class MeanAblation:
     name: ClassVar[str] = "mean"
     needs: ClassVar[frozenset[str]] = frozenset({"mean"})
 
-    def __call__(self, acts: HeadActs) -> Float[Tensor, "row pos d_head"]:
+    def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
         return _given(acts.mean, self).expand_as(acts.z)
 
 
@@ -139,7 +146,7 @@ class ResampleAblation:
     name: ClassVar[str] = "resample"
     needs: ClassVar[frozenset[str]] = frozenset({"donor"})
 
-    def __call__(self, acts: HeadActs) -> Float[Tensor, "row pos d_head"]:
+    def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
         return _given(acts.donor, self)
 
 
@@ -160,6 +167,174 @@ class AblateHead:
     def first_layer(self) -> int:
         """The layer from which on the pass differs from the baseline."""
         return self.head.layer
+
+    @contextlib.contextmanager
+    def active(self, model: HookedModel) -> Iterator[None]:
+        """As `AblateHeads.active`."""
+        with AblateHeads((self.head,), self.ablation).active(model):
+            yield
+
+
+@dataclass(frozen=True)
+class AblateHeads:
+    """Several heads under one ablation, all at once.
+
+    Raises ValueError if there is no head, or one comes twice.
+    """
+
+    heads: tuple[Head, ...]
+    ablation: Ablation
+    mean: Float[Tensor, "layer head d_head"] | None = field(default=None, compare=False, repr=False)
+    """What `mean_z` gives: what mean ablation writes while the heads are ablated in flight."""
+
+    def __post_init__(self) -> None:
+        if not self.heads or len(set(self.heads)) < len(self.heads):
+            raise ValueError(
+                f"the heads are {', '.join(map(str, self.heads)) or 'none'}; "
+                "name at least one, and each only once"
+            )
+
+    @property
+    def first_layer(self) -> int:
+        """The layer from which on the pass differs from the baseline."""
+        return min(head.layer for head in self.heads)
+
+    @contextlib.contextmanager
+    def active(self, model: HookedModel) -> Iterator[None]:
+        """Within the context, every forward pass of the model has these heads ablated, in generation too.
+
+        All positions are ablated: a prompt's and, with a cache, each token generated after it.
+
+        Raises ValueError for a head that the model does not have, for mean ablation without `mean`, and for
+        an ablation that needs another prompt, since a lone forward pass has none.
+        """
+        with model.editing_z(self.edits(model)):
+            yield
+
+    def edits(self, model: HookedModel, part: tuple[int, int] = (0, 1)) -> list[ZEdit]:
+        """What `HookedModel.editing_z` takes; `part` says in which rows of a pass the heads are ablated."""
+        needs = self.ablation.needs
+        if "donor" in needs:
+            raise ValueError(
+                f"{self.ablation} borrows from another prompt, and a forward pass in flight has none to borrow from; "
+                "take zero, mean, scaling or undifferentiated attention"
+            )
+        if "mean" in needs and self.mean is None:
+            raise ValueError(
+                f"{self.ablation} needs the heads' mean; give AblateHeads(..., mean=mean_z(model, batch))"
+            )
+
+        def edit_of(head: Head) -> ZEdit:
+            mean = None if self.mean is None else self.mean[head]
+
+            def edit(**acts: Any) -> Tensor:
+                return self.ablation(HeadActs(**acts, softcap=model.score_softcap, mean=mean))
+
+            return ZEdit(*head, edit, scores="scores" in needs, part=part)
+
+        return [edit_of(head) for head in self.heads]
+
+
+@torch.inference_mode()
+def mean_z(model: HookedModel, batch: TokenBatch) -> Float[Tensor, "layer head d_head"]:
+    """Every head's mean output over all real tokens of the prompts, on the model untouched."""
+    real = torch.arange(batch.ids.shape[1]) < batch.lengths[:, None]
+    ids, real = batch.ids.where(real, 0).to(model.device), real.to(model.device)
+    total = torch.zeros(model.n_layers, model.n_heads, model.d_head, device=model.device)
+    for rows in torch.arange(len(ids)).split(16):
+        resid, calls = model.embed(ids[rows]), model.record_calls(ids[:1])[1]
+        for layer, call in enumerate(calls):
+            acts = model.run_block_clean(layer, resid, call, scores=False)
+            resid = acts.resid_post
+            total[layer] += acts.z[real[rows]].float().sum(0)
+    return (total / real.sum()).to(model.dtype)
+
+
+@dataclass(frozen=True)
+class BypassLayers:
+    """Whole layers left out: what enters a block goes on to the next one unchanged, h_{l+1} = h_l.
+
+    "Jailbreaking Leaves a Trace" (arXiv:2602.11495) does this to the layers where a prompt looks like a jailbreak.
+
+    Raises ValueError if no layer is named, or one lies below 0.
+    """
+
+    layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers or min(self.layers) < 0:
+            raise ValueError(
+                f"the layers are {', '.join(map(str, self.layers)) or 'none'}; "
+                "name at least one, counted from 0"
+            )
+
+    @property
+    def first_layer(self) -> int:
+        """The layer from which on the pass differs from the baseline."""
+        return min(self.layers)
+
+    @contextlib.contextmanager
+    def active(self, model: HookedModel) -> Iterator[None]:
+        """Within the context, every forward pass of the model leaves these layers out, in generation too.
+
+        The blocks still run, so that a cache of keys and values stays whole; only their output is dropped.
+
+        Raises ValueError for a layer that the model does not have.
+        """
+        if max(self.layers) >= model.n_layers:
+            raise ValueError(
+                f"layer {max(self.layers)} is not in {model.name}: it has layers 0-{model.n_layers - 1}"
+            )
+        with model.bypassing(self.layers):
+            yield
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """Anything that can be switched on: `AblateHead`, `AblateHeads`, `BypassLayers`, or your own."""
+
+    def active(self, model: HookedModel) -> contextlib.AbstractContextManager[None]: ...
+
+
+BASELINE = "baseline"
+"""The name of the untouched model among named interventions."""
+
+
+def named_interventions(interventions: Mapping[str, Any] | None) -> dict[str, list[Any]]:
+    """Each name with the list of what is switched on for it, from one intervention, several, or None for none.
+
+    The untouched model comes first, as "baseline", where no value is None or empty.
+
+    >>> list(named_interventions({"L3H7": AblateHead(Head(3, 7), ZeroAblation())}))
+    ['baseline', 'L3H7']
+    """
+    named: dict[str, list[Any]] = {}
+    for name, value in (interventions or {}).items():
+        several = isinstance(value, Sequence) and not isinstance(value, Intervention)
+        stack = [] if value is None else list(value) if several else [value]
+        for one in stack:
+            if not isinstance(one, Intervention):
+                raise ValueError(
+                    f"intervention {name!r} is or holds a {type(one).__name__}, which has no active(model): "
+                    "give AblateHeads(...), several interventions in a list, or None for the untouched model"
+                )
+        named[str(name)] = stack
+    if any(not stack for stack in named.values()):
+        return named
+    if BASELINE in named:
+        raise ValueError(
+            f"{BASELINE!r} names the untouched model: give another name to that intervention"
+        )
+    return {BASELINE: [], **named}
+
+
+@contextlib.contextmanager
+def all_active(interventions: Sequence[Any], model: HookedModel) -> Iterator[None]:
+    """Within the context, all of these interventions are switched on."""
+    with contextlib.ExitStack() as open_ones:
+        for intervention in interventions:
+            open_ones.enter_context(intervention.active(model))
+        yield
 
 
 def describe(value: Any) -> dict[str, Any]:

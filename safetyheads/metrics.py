@@ -30,6 +30,20 @@ class LastToken:
         logits = self.unembed(self.state)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
+    def repeated(self, times: int) -> "LastToken":
+        """The same rows several times over; what is known of them is not computed again."""
+        return _Repeated(self.state.repeat(times, 1), self.unembed, self, times)
+
+
+@dataclass(frozen=True)
+class _Repeated(LastToken):
+    once: LastToken
+    times: int
+
+    @cached_property
+    def log_probs(self) -> Float[Tensor, "row d_vocab"]:
+        return self.once.log_probs.repeat(self.times, 1)
+
 
 def kl_divergence(
     baseline: Float[Tensor, "*row d_vocab"], ablated: Float[Tensor, "*row d_vocab"]

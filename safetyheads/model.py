@@ -6,16 +6,19 @@ start at the layer that it disturbs.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from safetyheads.checkpoints import load_checkpoint
+from safetyheads.checkpoints import KNOWN_MODELS, load_checkpoint
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -40,6 +43,32 @@ class AttentionActs(NamedTuple):
     scores: Float[Tensor, "prompt head pos pos"] | None
     """Attention scores after QK-norm and rotary embedding, softcap undone, up to a constant a
     query; kept if asked for."""
+
+
+class ModelSource(NamedTuple):
+    """What `load_model` was given to open a model: enough for another process to open the same one."""
+
+    name_or_path: str
+    device: str
+    dtype: torch.dtype | None
+
+    def open(self) -> "HookedModel":
+        """Open it."""
+        return load_model(self.name_or_path, device=self.device, dtype=self.dtype)
+
+
+class ZEdit(NamedTuple):
+    """One head's z, rewritten in flight."""
+
+    layer: int
+    head: int
+    edit: Callable[..., Tensor]
+    """Called with the keywords z [row query d_head], v [row key d_head], visible [row query key] and scores
+    [row query key] or None; gives the new z. With a cache there are more keys than queries."""
+    scores: bool = False
+    """Whether `edit` needs the scores."""
+    part: tuple[int, int] = (0, 1)
+    """Which rows: part `i` of `n` equal parts of every pass, counted from 0."""
 
 
 class SharedPrefix:
@@ -75,6 +104,8 @@ class HookedModel:
     """Name for figures and manifests."""
     provenance: dict[str, Any] = field(default_factory=dict, repr=False)
     """Where the weights come from, and in what numerics."""
+    opened_from: ModelSource | None = field(default=None, repr=False)
+    """How another process opens the same model; None where a loaded model came."""
 
     @property
     def n_layers(self) -> int:
@@ -138,21 +169,74 @@ class HookedModel:
             handle.remove()
         return kept[-1], logits
 
+    def plain_weights(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The weights under the names that they had before the bridge wrapped the model, not copied.
+
+        Raises ValueError if the wrapped model lacks one of `names`.
+        """
+        wrapped = self._hf.state_dict()
+        found = {name.replace("._original_component", ""): t for name, t in wrapped.items()}
+        if missing := [name for name in names if name not in found]:
+            raise ValueError(f"the wrapped {self.name} has no weight {missing[0]}")
+        return {name: found[name] for name in names}
+
     def logits(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_vocab"]:
         """Logits of one plain forward pass, computed by the model's own code throughout."""
         return self._hf(input_ids=ids.to(self.device), use_cache=False).logits
 
+    def next_logits(
+        self, ids: Int[Tensor, "row pos"], real: Bool[Tensor, "row key"], cache: Any
+    ) -> Float[Tensor, "row d_vocab"]:
+        """Logits after the last of `ids`, which go on from what `cache`, a `transformers.Cache`, holds, and into it.
+
+        `real` says which of the cached and the new tokens count; padding stands on the left of a row.
+        """
+        positions = (real.long().cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        out = self._forward(
+            ids,
+            attention_mask=real.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return out.logits[:, -1]
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer: the model's own and its tokenizer's."""
+        found = [
+            getattr(getattr(self._hf, "generation_config", None), "eos_token_id", None),
+            getattr(self._hf.config, "eos_token_id", None),
+            getattr(self.tokenizer, "eos_token_id", None),
+        ]
+        tokens = [t for some in found for t in (some if isinstance(some, list | tuple) else [some])]
+        return frozenset(int(token) for token in tokens if token is not None)
+
     def unembed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """From the final norm's output to logits."""
+        return self._scaled_logits(self.bridge.unembed(states))
+
+    def _scaled_logits(self, raw: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row d_vocab"]:
+        """What comes after the last matrix, one logit at a time."""
         config = self._hf.config
         # Granite divides, Cohere multiplies.
         scale = (getattr(config, "logit_scale", None) or 1.0) / (
             getattr(config, "logits_scaling", None) or 1.0
         )
-        logits = self.bridge.unembed(states) * scale
+        logits = raw * scale
         if self._softcap:
             logits = self._softcap * torch.tanh(logits / self._softcap)
         return logits
+
+    def logit_gradients(
+        self, states: Float[Tensor, "row d_model"], tokens: Int[Tensor, "row token"]
+    ) -> Float[Tensor, "row token d_model"]:
+        """Derivatives of some tokens' logits with respect to the final norm's output."""
+        weights = self._hf.get_output_embeddings().weight.detach()[tokens]
+        with torch.enable_grad():
+            raw = self.bridge.unembed(states.detach()).detach().requires_grad_()
+            (slopes,) = torch.autograd.grad(self._scaled_logits(raw).sum(), raw)
+        return weights * slopes.gather(-1, tokens)[..., None]
 
     def final_norm(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
         """The model's last normalisation."""
@@ -171,6 +255,206 @@ class HookedModel:
 
         with self.bridge.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_z", hook)]):
             yield
+
+    @contextlib.contextmanager
+    def editing_z(self, edits: Sequence[ZEdit]) -> Iterator[None]:
+        """Within the context, every forward pass has z of these heads rewritten: whole passes, generation with a cache,
+        and single blocks that run their attention.
+
+        All edits of a layer see what the layer computes before any of them. What they change goes through W_O and is
+        added to the attention output, since some models show the scores only after it.
+
+        Raises ValueError if an edit names a head that the model does not have.
+        """
+        layers: dict[int, list[ZEdit]] = {}
+        for edit in edits:
+            self.require_head(edit.layer, edit.head)
+            layers.setdefault(edit.layer, []).append(edit)
+        handles: list[Any] = []
+        hooks: list[tuple[str, Callable[..., None]]] = []
+        try:
+            for layer, some in layers.items():
+                hooks += self._edit_layer(layer, some, handles)
+            with self.bridge.hooks(fwd_hooks=hooks):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _edit_layer(
+        self, layer: int, edits: Sequence[ZEdit], handles: list[Any]
+    ) -> list[tuple[str, Callable[..., None]]]:
+        """Watch one attention module and change what it gives; the hooks that are still to be set come back."""
+        kept: dict[str, Any] = {}
+
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            kept.clear()
+            kept["passed"] = (*args, *kwargs.values())
+            watch = lambda value: _watch_cache(value, kept)  # noqa: E731
+            return tuple(map(watch, args)), {k: watch(v) for k, v in kwargs.items()}
+
+        def after(_module: nn.Module, _args: tuple[Any, ...], out: Any) -> Any:
+            if "hook_z" not in kept:  # attention was not run: `run_block` with attn_out
+                return None
+            attn_out = out[0] if isinstance(out, tuple) else out
+            attn_out = attn_out + self._change(layer, edits, kept)
+            kept.clear()
+            return (attn_out, *out[1:]) if isinstance(out, tuple) else attn_out
+
+        attention = self.bridge.blocks[layer].attn
+        handles.append(attention.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(attention.register_forward_hook(after))
+        return self._keeping(layer, kept, scores=any(edit.scores for edit in edits))
+
+    def _change(
+        self, layer: int, edits: Sequence[ZEdit], kept: dict[str, Any]
+    ) -> Float[Tensor, "row query d_model"]:
+        """What the edits of one layer add to its attention output."""
+        z = kept["hook_z"].reshape(*kept["hook_z"].shape[:2], -1, self.d_head)
+        if "cached" in kept:
+            v = kept["cached"].transpose(1, 2)
+        else:
+            v = kept["hook_v"].reshape(*z.shape[:2], -1, self.d_head)
+        rows, queries, keys = len(z), z.shape[1], v.shape[1]
+        visible = _visible(kept["passed"], queries, keys, z.device).expand(rows, -1, -1)
+        scores = self._scores(kept) if "hook_pattern" in kept else None
+        change = z.new_zeros(rows, queries, self.d_model)
+        for _, head, edit, _, (number, parts) in edits:
+            own = slice(number * rows // parts, (number + 1) * rows // parts)
+            old = z[own, :, head]
+            new = edit(
+                z=old,
+                v=v[own, :, head // (self.n_heads // v.shape[2])],
+                visible=visible[own],
+                scores=None if scores is None else scores[own, head],
+            )
+            change[own] += self.write(layer, head, new - old)
+        return change
+
+    def require_head(self, layer: int, head: int) -> None:
+        """Raise ValueError if the model does not have this head."""
+        if not (0 <= layer < self.n_layers and 0 <= head < self.n_heads):
+            raise ValueError(
+                f"L{layer}H{head} is not in {self.name}: it has layers 0-{self.n_layers - 1} "
+                f"and heads 0-{self.n_heads - 1}"
+            )
+
+    @contextlib.contextmanager
+    def bypassing(self, layers: Sequence[int]) -> Iterator[None]:
+        """Within the context, these blocks give their input as their output, in every forward pass.
+
+        They still run, so that a cache of keys and values keeps its length at every layer.
+        """
+
+        def skip(_module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
+            resid = args[0] if args else kwargs["hidden_states"]
+            return (resid, *out[1:]) if isinstance(out, tuple) else resid
+
+        blocks = [self.bridge.blocks[layer] for layer in sorted(set(layers))]
+        handles = [block.register_forward_hook(skip, with_kwargs=True) for block in blocks]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def visit_states(
+        self,
+        ids: Int[Tensor, "row pos"],
+        layers: Sequence[int],
+        read: Callable[[str, int, Tensor, int], None],
+        *,
+        prefix: int = 0,
+    ) -> None:
+        """Show `read` what these layers' attention and blocks give; nothing above the highest layer is run.
+
+        `read(name, layer, states, start)` gets `"attn_out"` or `"resid_post"` and states [row, pos, d_model] whose
+        first position is `start`. The first `prefix` tokens, which all rows share, are run and shown once, as one row.
+        """
+
+        class Reached(Exception):
+            pass
+
+        start, top = 0, max(layers)
+
+        def showing(name: str, layer: int) -> Callable[..., None]:
+            def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+                read(name, layer, out[0] if isinstance(out, tuple) else out, start)
+                if (name, layer) == ("resid_post", top):
+                    raise Reached
+
+            return hook
+
+        handles = []
+        for layer in sorted(set(layers)):
+            block = self.bridge.blocks[layer]
+            handles.append(block.attn.register_forward_hook(showing("attn_out", layer)))
+            handles.append(block.register_forward_hook(showing("resid_post", layer)))
+        try:
+            cached: dict[str, Any] = {}
+            if prefix:
+                from transformers import DynamicCache
+
+                cached = {"past_key_values": DynamicCache(), "use_cache": True}
+                with contextlib.suppress(Reached):
+                    self._forward(ids[:1, :prefix], **cached)
+                cached["past_key_values"].batch_repeat_interleave(len(ids))
+                start = prefix
+            with contextlib.suppress(Reached):
+                self._forward(ids[:, prefix:], **cached)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def visit_patterns(
+        self,
+        ids: Int[Tensor, "row pos"],
+        layers: Sequence[int],
+        read: Callable[[int, Tensor, Tensor], None],
+    ) -> None:
+        """Show `read(layer, pattern, visible)` these layers' attention patterns [row, head, query, key] and which pairs
+        the model's own mask leaves [query, key]; the forward pass is left as soon as the highest layer's is there.
+
+        Raises ValueError for a layer that the model does not have, or one that computes no attention pattern.
+        """
+
+        class Reached(Exception):
+            pass
+
+        chosen, visible = sorted(set(layers)), {}
+        hooks, handles = [], []
+        for layer in chosen:
+            if not 0 <= layer < self.n_layers:
+                raise ValueError(
+                    f"layer {layer} is not in {self.name}: it has layers 0-{self.n_layers - 1}"
+                )
+            name = f"blocks.{layer}.attn.hook_pattern"
+            if name not in self.bridge.hook_dict:
+                raise ValueError(
+                    f"layer {layer} of {self.name} computes no attention pattern: another kind of block stands there; "
+                    "ask for a layer with attention"
+                )
+
+            def see(_m: nn.Module, args: Any, kwargs: dict[str, Any], layer: int = layer) -> None:
+                size = ids.shape[1]
+                passed = (*args[1:], *kwargs.values())
+                visible[layer] = _visible(passed, size, size, self.device)[0]
+
+            def show(pattern: Tensor, hook: Any, layer: int = layer) -> None:
+                read(layer, pattern.detach(), visible[layer])
+                if layer == chosen[-1]:
+                    raise Reached
+
+            handles.append(
+                self.bridge.blocks[layer].register_forward_pre_hook(see, with_kwargs=True)
+            )
+            hooks.append((name, show))
+        try:
+            with self.bridge.hooks(fwd_hooks=hooks), contextlib.suppress(Reached):
+                self._forward(ids)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _forward(self, ids: Tensor, **kwargs: Any) -> Any:
         kwargs.setdefault("use_cache", False)
@@ -234,17 +518,99 @@ class HookedModel:
         *,
         cache: SharedPrefix | None = None,
         attn_out: Float[Tensor, "row pos d_model"] | None = None,
+        kernel: str = "bridge",
     ) -> Float[Tensor, "row pos d_model"]:
-        """One block with a recorded call, its cache replaced by `cache`; with `attn_out`, attention is not run."""
-        args = tuple(_swap_cache(a, cache) for a in call.args)
-        kwargs = {k: _swap_cache(v, cache) for k, v in call.kwargs.items()}
-        block = self.bridge.blocks[layer]
+        """One block with a recorded call, its cache replaced by `cache`; with `attn_out`, attention is not run.
+
+        `kernel` is one of `kernels`; only `bridge` has the hook points.
+        """
+        block, attention = self._block(layer, kernel)
         replaced = (
-            contextlib.nullcontext() if attn_out is None else _attention_gives(block.attn, attn_out)
+            contextlib.nullcontext() if attn_out is None else _attention_gives(attention, attn_out)
         )
         with replaced:
-            out = block(resid, *args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
+            return _first(_replay(block, resid, call, cache))
+
+    def run_attention(
+        self,
+        layer: int,
+        resid: Float[Tensor, "row pos d_model"],
+        call: BlockCall,
+        *,
+        cache: SharedPrefix | None = None,
+        kernel: str = "bridge",
+    ) -> Float[Tensor, "row pos d_model"]:
+        """What one block's attention adds to the residual stream; the rest of the block is not run."""
+
+        class Reached(Exception):
+            pass
+
+        def stop(_module: nn.Module, _args: Any, out: Any) -> None:
+            raise Reached(_first(out))
+
+        block, attention = self._block(layer, kernel)
+        handle = attention.register_forward_hook(stop)
+        try:
+            _replay(block, resid, call, cache)
+        except Reached as reached:
+            return reached.args[0]
+        finally:
+            handle.remove()
+        raise RuntimeError(f"{self.name}: block {layer} never ran its attention")
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """How a block can be run, fastest first: the plain block beneath the bridge with PyTorch's fused attention,
+        the same with eager attention, the bridge's own with its hook points."""
+        # Fused attention has no place for soft-capping and leaves it out without a word.
+        fused = getattr(self._hf, "_supports_sdpa", False) and not self.score_softcap
+        return ("sdpa", "eager", "bridge") if fused else ("eager", "bridge")
+
+    def _block(self, layer: int, kernel: str) -> tuple[nn.Module, nn.Module]:
+        """A block and the attention in it."""
+        if kernel == "bridge":
+            block = self.bridge.blocks[layer]
+            return block, block.attn
+        if (layer, kernel) not in self._beneath:
+            self._beneath[layer, kernel] = _block_beneath(self.bridge.blocks[layer], kernel)
+        return self._beneath[layer, kernel]
+
+    @cached_property
+    def _beneath(self) -> dict[tuple[int, str], tuple[nn.Module, nn.Module]]:
+        return {}
+
+    def pull_back(
+        self,
+        layer: int,
+        resid: Float[Tensor, "prompt pos d_model"],
+        call: BlockCall,
+        gradients: Float[Tensor, "direction prompt pos d_model"],
+    ) -> tuple[
+        Float[Tensor, "direction prompt pos d_model"],
+        Float[Tensor, "direction prompt pos head d_head"],
+    ]:
+        """From derivatives by one block's output to those by its input and by z of its heads, all else after included.
+
+        One pass of the block forward, and one back for each direction; nothing of the block is kept.
+        """
+        kept: list[Tensor] = []
+
+        def keep(z: Tensor, hook: Any) -> Tensor:
+            kept.append(z)
+            return z
+
+        below, at_z = [], []
+        with torch.enable_grad():
+            resid = resid.detach().requires_grad_()
+            with self.bridge.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_z", keep)]):
+                out = self.run_block(layer, resid, call)
+            for n, gradient in enumerate(gradients):
+                grads = torch.autograd.grad(
+                    out, (resid, kept[-1]), gradient, retain_graph=n + 1 < len(gradients)
+                )
+                below.append(grads[0])
+                at_z.append(grads[1].reshape(*resid.shape[:2], -1, self.d_head))
+        return torch.stack(below), torch.stack(at_z)
 
     def run_block_clean(
         self,
@@ -256,20 +622,12 @@ class HookedModel:
     ) -> AttentionActs:
         """One undisturbed block, keeping what its heads did."""
         kept: dict[str, Tensor] = {}
-
-        def keep(name: str) -> tuple[str, Callable[..., None]]:
-            def hook(tensor: Tensor, hook: Any) -> None:
-                kept[name] = tensor.detach()
-
-            return f"blocks.{layer}.attn.{name}", hook
-
-        names = ["hook_z", "hook_v", *(["hook_attn_scores", "hook_pattern"] if scores else [])]
         attention = self.bridge.blocks[layer].attn
         handle = attention.register_forward_hook(
             lambda _m, _i, out: kept.update(attn_out=out[0] if isinstance(out, tuple) else out)
         )
         try:
-            with self.bridge.hooks(fwd_hooks=[keep(name) for name in names]):
+            with self.bridge.hooks(fwd_hooks=self._keeping(layer, kept, scores=scores)):
                 resid_post = self.run_block(layer, resid, call)
         finally:
             handle.remove()
@@ -279,11 +637,25 @@ class HookedModel:
             attn_out=kept["attn_out"].detach(),
             z=kept["hook_z"].reshape(shape),
             v=kept["hook_v"].reshape(shape),
-            visible=_visible(call, resid),
+            visible=_visible((*call.args, *call.kwargs.values()), shape[1], shape[1], resid.device),
             scores=self._scores(kept) if scores else None,
         )
 
-    def _scores(self, kept: dict[str, Tensor]) -> Float[Tensor, "prompt head pos pos"]:
+    def _keeping(
+        self, layer: int, kept: dict[str, Any], *, scores: bool
+    ) -> list[tuple[str, Callable[..., None]]]:
+        """Hooks that keep what one layer's heads do under the hooks' names."""
+
+        def keep(name: str) -> tuple[str, Callable[..., None]]:
+            def hook(tensor: Tensor, hook: Any) -> None:
+                kept[name] = tensor.detach()
+
+            return f"blocks.{layer}.attn.{name}", hook
+
+        names = ["hook_z", "hook_v", *(["hook_attn_scores", "hook_pattern"] if scores else [])]
+        return [keep(name) for name in names]
+
+    def _scores(self, kept: dict[str, Any]) -> Float[Tensor, "row head query key"]:
         """Attention scores before the softmax, up to a constant a query, softcap undone; masked
         entries mean nothing."""
         scores, pattern = kept["hook_attn_scores"], kept["hook_pattern"]
@@ -301,18 +673,74 @@ class HookedModel:
         return z @ self.bridge.blocks[layer].attn.W_O[head].to(z.dtype)
 
 
-def _visible(call: BlockCall, resid: Tensor) -> Bool[Tensor, "1 pos pos"]:
-    """Which keys each query may see, from the mask that the model passes to the block; plain causal
-    if it passes none."""
-    for value in (*call.args, *call.kwargs.values()):
+def _visible(
+    passed: Sequence[Any], queries: int, keys: int, device: torch.device
+) -> Bool[Tensor, "row_or_1 query key"]:
+    """Which keys each query may see, from the mask among what the model passes on; plain causal if there is none."""
+    for value in passed:
         if isinstance(value, Tensor) and value.ndim == 4:
-            return (
-                value[:, 0]
-                if value.dtype == torch.bool
-                else value[:, 0] > torch.finfo(value.dtype).min / 2
-            )
-    length = resid.shape[1]
-    return torch.ones(1, length, length, dtype=torch.bool, device=resid.device).tril()
+            mask = value[:, 0, -queries:, :keys]
+            return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return torch.ones(1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+class _WatchedCache:
+    """A cache that lets through all that is asked of it, and keeps the values that attention gets from it."""
+
+    def __init__(self, cache: Any, kept: dict[str, Any]) -> None:
+        self._cache, self._kept = cache, kept
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = self._cache.update(*args, **kwargs)
+        self._kept["cached"] = values
+        return keys, values
+
+
+def _watch_cache(value: Any, kept: dict[str, Any]) -> Any:
+    from transformers import Cache
+
+    return (
+        _WatchedCache(value, kept)
+        if isinstance(value, (Cache, SharedPrefix, _WatchedCache))
+        else value
+    )
+
+
+def _block_beneath(block: Any, kernel: str) -> tuple[nn.Module, nn.Module]:
+    """The plain block that the bridge wraps, and the attention in it: a second tree of modules on the same weights."""
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+    attention: list[nn.Module] = []
+
+    def plain(module: nn.Module) -> nn.Module:
+        wrapped = module
+        while isinstance(wrapped, GeneralizedComponent):
+            wrapped = wrapped.original_component
+        twin = copy.copy(wrapped)
+        twin._modules = {name: m and plain(m) for name, m in wrapped._modules.items()}
+        twin._forward_hooks = type(wrapped._forward_hooks)()
+        if (config := getattr(twin, "config", None)) is not None:
+            own: Any = copy.copy(config)
+            own._attn_implementation = kernel
+            twin.config = own
+        if module is block.attn:
+            attention.append(twin)
+        return twin
+
+    return plain(block), attention[0]
+
+
+def _replay(block: nn.Module, resid: Tensor, call: BlockCall, cache: SharedPrefix | None) -> Any:
+    args = (_swap_cache(a, cache) for a in call.args)
+    return block(resid, *args, **{k: _swap_cache(v, cache) for k, v in call.kwargs.items()})
+
+
+def _first(out: Any) -> Any:
+    """Some modules give a tensor, some a tuple that begins with it."""
+    return out[0] if isinstance(out, tuple) else out
 
 
 def _swap_cache(value: Any, cache: SharedPrefix | None) -> Any:
@@ -356,7 +784,11 @@ def load_model(
         checkpoint = load_checkpoint(x, device=str(device), dtype=dtype)
         bridge = _boot(checkpoint.model, checkpoint.name)
         provenance = {**checkpoint.provenance, "attention": "eager"}
-        return _opened(bridge, checkpoint.tokenizer, checkpoint.name, provenance)
+        # Another process may stand in another folder.
+        path = Path(x).expanduser()
+        place = str(path.absolute()) if path.exists() and str(x) not in KNOWN_MODELS else str(x)
+        opened_from = ModelSource(place, str(device), dtype)
+        return _opened(bridge, checkpoint.tokenizer, checkpoint.name, provenance, opened_from)
     is_bridge = type(x).__name__ == "TransformerBridge"
     if dtype is not None or str(device) != "cpu":
         raise ValueError(
@@ -377,7 +809,29 @@ def load_model(
     return _opened(bridge, tokenizer, name, {"source": "memory", "weights": _weights_digest(hf)})
 
 
-def _opened(bridge: Any, tokenizer: Any, name: str, provenance: dict[str, Any]) -> HookedModel:
+def random_copy(model: HookedModel, seed: int = 0) -> HookedModel:
+    """A model of the same configuration, tokenizer and dtype with random weights: what it scores is not from training.
+
+    The weights are drawn as the architecture's own initialisation draws them; the caller's random state stays as it is.
+    """
+    import copy
+
+    source = model.bridge.original_model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf = type(source)(copy.deepcopy(source.config)).to(model.device, model.dtype).eval()
+    name = f"{model.name} (random weights, seed {seed})"
+    provenance = {"source": "random", "seed": seed, "weights": _weights_digest(hf)}
+    return _opened(_boot(hf, name), model.tokenizer, name, provenance)
+
+
+def _opened(
+    bridge: Any,
+    tokenizer: Any,
+    name: str,
+    provenance: dict[str, Any],
+    opened_from: ModelSource | None = None,
+) -> HookedModel:
     import transformers
 
     if getattr(bridge, "compatibility_mode", False):
@@ -401,7 +855,7 @@ def _opened(bridge: Any, tokenizer: Any, name: str, provenance: dict[str, Any]) 
         "transformer_lens": version("transformer-lens"),
     }
     provenance = {**provenance, "dtype": str(dtype).removeprefix("torch."), "versions": versions}
-    return HookedModel(bridge, tokenizer, name, provenance)
+    return HookedModel(bridge, tokenizer, name, provenance, opened_from)
 
 
 def _boot(hf: Any, name: str) -> Any:

@@ -7,19 +7,26 @@ scores high on both.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetyheads.heads import HeadScores, writable_folder
+from torch import Tensor
+
+from safetyheads import evidence
+from safetyheads.evidence import NULLS, NullBand, Specificity, null_band
+from safetyheads.executors import Executor
+from safetyheads.files import writable_folder, write_whole
+from safetyheads.heads import Head, HeadScores
 from safetyheads.interventions import Ablation, ScalingContribution, UndifferentiatedAttention
 from safetyheads.metrics import Metric
-from safetyheads.model import load_model
+from safetyheads.model import load_model, random_copy
 from safetyheads.plots.files import write_html
 from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
-from safetyheads.probes.ablation import score_heads
+from safetyheads.probes.ablation import as_method, score_heads, screen_heads
 from safetyheads.prompts import PromptSet, load_prompts
-from safetyheads.sweep import DEFAULT_ROWS
+from safetyheads.screening import Screened
 
 if TYPE_CHECKING:
     import pandas
@@ -42,17 +49,65 @@ class Ranking:
     """Name of the prompt set."""
     top_k: int = 10
     """How many heads `top`, `plot` and the command line show."""
+    random: "Ranking | None" = None
+    """The ranking of a copy of the model with random weights, where the null band is to come from one."""
+    null: str = "labels"
+    """What `in_null` is read off: `labels`, `layer` or `random_init`."""
+
+    @cached_property
+    def specificity(self) -> tuple[Specificity | None, ...]:
+        """Each ablation's harmful - harmless comparison; None without harmless prompts, or with too few to compare."""
+        return tuple(
+            evidence.specificity(harmful, harmless)
+            if harmless is not None and evidence.testable(harmful, harmless)
+            else None
+            for harmful, harmless in zip(self.harmful, self.harmless, strict=True)
+        )
+
+    @cached_property
+    def null_bands(self) -> tuple[NullBand | None, ...]:
+        """Each ablation's null band; None where there is no specificity."""
+        others = self.specificity if self.random is None else self.random.specificity
+        return tuple(
+            None if found is None else null_band(found, null=self.null, random=other)
+            for found, other in zip(self.specificity, others, strict=True)
+        )
 
     def to_frame(self) -> "pandas.DataFrame":
-        """A long table: the columns of `HeadScores.to_frame`, dataset, model and, where known, harmless_score."""
+        """A long table: the columns of `HeadScores.to_frame`, dataset, model and, where known, the harmless control.
+
+        That is harmless_score (and harmless_kind where the run was screened); and, from two prompts of each side on,
+        specificity (how much more the head matters on harmful prompts, in the direction of the ranking),
+        specificity_low and specificity_high (its bootstrap interval), p_value, q_value (Benjamini-Hochberg over all
+        heads), null_high and in_null (whether specificity does not rise above what the null gives). Estimated scores
+        are not tested: there these columns are empty, and in_null holds.
+        """
         import pandas
 
         tables = []
-        for harmful, harmless in zip(self.harmful, self.harmless, strict=True):
+        for harmful, harmless, found, band in zip(
+            self.harmful, self.harmless, self.specificity, self.null_bands, strict=True
+        ):
             table = harmful.to_frame().assign(dataset=self.dataset, model=self.model)
-            if harmless is not None:
+            columns = {} if harmless is None else {"harmless_score": harmless.values.tolist()}
+            if harmless is not None and harmless.exact is not None:
+                columns["harmless_kind"] = [
+                    ["exact" if exact else "estimated" for exact in row]
+                    for row in harmless.exact.tolist()
+                ]
+            if found is not None and band is not None:
+                columns |= {
+                    "specificity": found.values.tolist(),
+                    "specificity_low": found.low.tolist(),
+                    "specificity_high": found.high.tolist(),
+                    "p_value": found.p.tolist(),
+                    "q_value": found.q.tolist(),
+                    "null_high": band.high.tolist(),
+                    "in_null": band.inside.tolist(),
+                }
+            for name, grid in columns.items():
                 places = zip(table["layer"], table["head"], strict=True)
-                table["harmless_score"] = [harmless.values[place].item() for place in places]
+                table[name] = [grid[layer][head] for layer, head in places]
             tables.append(table)
         return pandas.concat(tables, ignore_index=True)
 
@@ -77,15 +132,17 @@ class Ranking:
     def manifest(self) -> dict[str, Any]:
         """What determines the numbers; prompts appear by count and hash only."""
         runs = [s.provenance for s in (*self.harmful, *self.harmless) if s is not None]
-        return {"model": self.model, "dataset": self.dataset, "top_k": self.top_k, "runs": runs}
+        about = {"model": self.model, "dataset": self.dataset, "top_k": self.top_k, "runs": runs}
+        if self.random is not None:
+            about["random"] = self.random.manifest
+        return {**about, "null": self.null}
 
     def save(self, folder: str | Path, *, note: str | None = None) -> Path:
         """Write scores.csv, manifest.json, a self-contained scatter.html, and all tensors under heads/."""
         folder = writable_folder(folder)
-        self.to_frame().to_csv(folder / "scores.csv", index=False)
-        (folder / "manifest.json").write_text(
-            json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
-        )
+        write_whole(folder / "scores.csv", self.to_frame().to_csv(index=False).encode())
+        manifest = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
+        write_whole(folder / "manifest.json", manifest.encode())
         write_html(self.plot(note=note), folder / "scatter.html", plotly_js="embedded")
         for side in ("harmful", "harmless"):
             for scores in getattr(self, side):
@@ -103,8 +160,11 @@ def rank_safety_heads(
     top_k: int = 10,
     template: str | None = None,
     limit: int | None = None,
-    rows: int = DEFAULT_ROWS,
+    rows: int | None = None,
     store: str | Path | None = None,
+    executor: Executor | None = None,
+    method: str | Screened = "exact",
+    null: str = "labels",
     progress: bool | None = None,
 ) -> Ranking:
     """Rank the attention heads of a model by how far ablating each moves its answer to harmful prompts.
@@ -112,26 +172,44 @@ def rank_safety_heads(
     `model`: a name, Hub id, folder, `.gguf` file, `(model, tokenizer)` of Hugging Face, or TransformerBridge.
     `dataset`: a name such as "builtin" or "jailbreakbench", a file, a list of strings, or a PromptSet. `ablations` and
     `metric` are values such as `UndifferentiatedAttention()` and `Ships()`. `limit` keeps the first prompts only,
-    spread over the categories. The other arguments are those of `score_heads`.
+    spread over the categories. `method="screened"` runs only the heads exactly that are likely to be among the top, and
+    on the harmless prompts the same heads; the rest is estimated and marked so. `null` says what heads must rise
+    above not to be drawn grey: "labels" (relabelled prompts), "layer" (the other heads of the layer) or "random_init"
+    (a copy of the model with random weights, which is scored too and takes as long). The other arguments are those of
+    `score_heads`.
 
     Raises ValueError for input that cannot be ranked, and what `load_model` and `load_prompts` raise.
     """
-    if not ablations:
-        raise ValueError(
-            "ablations is empty; give at least one, such as UndifferentiatedAttention()"
-        )
-    names = [ablation.name for ablation in ablations]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"ablations has one kind twice ({', '.join(names)}); rank each in a call of its own"
-        )
+    require_distinct(ablations)
+    if null not in NULLS:
+        raise ValueError(f"null is {null!r}; it must be one of {', '.join(NULLS)}")
     prompts = load_prompts(dataset)
+    if null == "random_init" and not prompts.harmless:
+        raise ValueError(
+            f"null='random_init' compares harmful with harmless prompts, and {prompts.name} has no harmless ones"
+        )
     if limit is not None:
         prompts = prompts.limit(limit)
     model = load_model(model)
     _check_top_k(top_k, model.n_layers * model.n_heads)
 
-    def score(side: str) -> tuple[HeadScores, ...]:
+    chosen = as_method(method)
+    if chosen is not None and isinstance(method, str):
+        chosen = replace(chosen, top_k=top_k)
+
+    def score(side: str, methods: Sequence[Screened | None]) -> tuple[HeadScores, ...]:
+        estimates: Sequence[Tensor | None] = [None] * len(ablations)
+        if chosen is not None:
+            estimates = screen_heads(
+                model,
+                prompts,
+                ablations=ablations,
+                metric=metric,
+                side=side,
+                template=template,
+                directions=chosen.directions,
+                progress=progress,
+            )
         return tuple(
             score_heads(
                 model,
@@ -142,14 +220,52 @@ def rank_safety_heads(
                 template=template,
                 rows=rows,
                 store=store,
+                executor=executor,
+                method=how or "exact",
+                estimates=estimate,
                 progress=progress,
             )
-            for ablation in ablations
+            for ablation, how, estimate in zip(ablations, methods, estimates, strict=True)
         )
 
-    harmful = score("harmful")
-    harmless = score("harmless") if prompts.harmless else (None,) * len(ablations)
-    return Ranking(harmful, harmless, model.name, prompts.name, top_k)
+    harmful = score("harmful", [chosen] * len(ablations))
+    harmless: Sequence[HeadScores | None] = (None,) * len(ablations)
+    if prompts.harmless:
+        harmless = score("harmless", [chosen and _beside(chosen, s) for s in harmful])
+    random = None
+    if null == "random_init":
+        random = rank_safety_heads(
+            random_copy(model),
+            prompts,
+            ablations=ablations,
+            metric=metric,
+            top_k=top_k,
+            template=template,
+            rows=rows,
+            store=store,
+            progress=progress,
+        )
+    return Ranking(harmful, tuple(harmless), model.name, prompts.name, top_k, random, null)
+
+
+def require_distinct(ablations: Sequence[Ablation]) -> None:
+    """Raise ValueError if there is no ablation, or two of a kind, which would share a name."""
+    if not ablations:
+        raise ValueError(
+            "ablations is empty; give at least one, such as UndifferentiatedAttention()"
+        )
+    names = [ablation.name for ablation in ablations]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"ablations has one kind twice ({', '.join(names)}); rank each in a call of its own"
+        )
+
+
+def _beside(method: Screened, harmful: HeadScores) -> Screened:
+    """The harmless prompts' method: the heads that were run on the harmful ones, and no search of its own."""
+    places = [] if harmful.exact is None else harmful.exact.nonzero().tolist()
+    heads = tuple(Head(layer, head) for layer, head in places)
+    return replace(method, include=heads, share=1e-9, audit=0.0, widen=1.0)
 
 
 def _check_top_k(k: int, n: int) -> None:

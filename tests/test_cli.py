@@ -12,6 +12,7 @@ from typing import Any
 import pandas
 import pytest
 
+import safetyheads.interventions  # noqa: F401  (it needs the true model module, which is faked below)
 from safetyheads.__main__ import DEMO_LIMIT, DEMO_MODEL, main
 
 
@@ -21,6 +22,7 @@ class FakeRanking:
 
     ablations: tuple[str, ...]
     save_error: BaseException | None
+    harmful: tuple[Any, ...] = ()
 
     def top(self, k: int) -> pandas.DataFrame:
         same = {"dataset": "mine", "model": "m", "metric": "ships", "unit": "nat"}
@@ -104,6 +106,7 @@ def test_rank_passes_on_what_was_typed(calls, capsys):
         "limit": 5,
         "rows": 7,
         "store": Path("a/b/unfinished"),
+        "method": "exact",
     }
     assert not Path("a/b/unfinished").exists()
     printed = capsys.readouterr().out
@@ -284,3 +287,70 @@ def test_rank_from_end_to_end(tiny_chat_model, tmp_path, capsys):
     best = scores[scores["rank"] == 1]["label"]
     assert all(label in printed for label in best)
     assert str(out / "scatter.html") in printed
+
+
+@pytest.fixture
+def parts(calls, monkeypatch):
+    """A faked `safetyheads.parts`, and what it was called with."""
+    seen: dict[str, Any] = {}
+
+    def rank_layers(model, dataset, layers, folder, **options):
+        seen.update(layers=layers, folder=folder, **options)
+        return folder
+
+    def merge_rankings(folders, *, top_k):
+        seen.update(folders=folders, top_k=top_k)
+        ranking = FakeRanking(("Zero",), None)
+        ranking.model, ranking.top_k = "m", 2
+        return ranking
+
+    module = ModuleType("safetyheads.parts")
+    module.rank_layers, module.merge_rankings = rank_layers, merge_rankings
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return seen
+
+
+def test_some_layers_are_a_part_and_no_ranking(calls, parts, capsys):
+    assert (
+        main(["rank", "--layers", "5,0-2,1", "--limit", "3", "--out", "job", "--ablation", "zero"])
+        == 0
+    )
+    assert (parts["layers"], parts["folder"], parts["limit"]) == ([0, 1, 2, 5], Path("job"), 3)
+    assert not calls.rank
+    printed = capsys.readouterr().out
+    assert "A part of a ranking" in printed
+    assert "It has no scores yet; join all parts: safetyheads merge" in printed
+
+
+def test_merge_joins_saves_and_shows(parts, capsys):
+    Path("whole").mkdir()
+    assert main(["merge", "a", "b", "--out", "whole"]) == 0
+    assert parts == {"folders": [Path("a"), Path("b")], "top_k": None}
+    assert "Top 2 heads of m on mine" in capsys.readouterr().out
+    assert Path("whole/scatter.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("rank --layers 7-0", "names no layer: write 0-7, not 7-0"),
+        ("rank --layers a", "expected layers such as 0-7 or 0,3,5-7"),
+        ("rank --layers 1-", "expected layers such as 0-7 or 0,3,5-7"),
+        ("rank --workers 3", "--workers is for --executor process or ray"),
+        ("rank --executor threads", "invalid choice: 'threads'"),
+        ("merge", "arguments are required: FOLDER"),
+    ],
+)
+def test_parts_and_workers_that_make_no_sense_are_refused(calls, capsys, typed, message):
+    with pytest.raises(SystemExit) as stop:
+        main(typed.split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_executor_is_made_as_typed(calls, monkeypatch, capsys):
+    main(["rank", "--executor", "process", "--workers", "3"])
+    assert calls.rank["executor"].workers == 3
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["rank", "--executor", "ray"]) == 2
+    assert "pip install 'safetyheads[ray]'" in capsys.readouterr().err

@@ -7,12 +7,46 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "safetyheads"
 FLOORS = [  # a module imports from the floors above its own line, never from its own line or below
-    ["prompts", "heads", "metrics", "executors", "checkpoints", "plots.style", "plots.files"],
-    ["stats", "model", "store", "plots.heads"],
-    ["interventions"],
-    ["sweep", "screening"],
-    [f"probes.{n}" for n in ("attention", "ablation", "directions", "sensitivity", "behaviour")],
-    ["ranking", "report"],
+    ["files"],
+    [
+        "prompts",
+        "heads",
+        "metrics",
+        "executors",
+        "checkpoints",
+        "judges",
+        "plots.style",
+        "plots.files",
+    ],
+    [
+        "stats",
+        "model",
+        "store",
+        "published",
+        "plots.heads",
+        "plots.traces",
+        "plots.behaviour",
+        "jailbreaks",
+        "plots.attention",
+    ],
+    ["interventions", "evidence", "agreement", "plots.agreement", "plots.evidence"],
+    ["sweep", "export", "runs", "patterns"],
+    ["shards", "screening"],
+    [
+        f"probes.{n}"
+        for n in (
+            "attention",
+            "divergence",
+            "ablation",
+            "directions",
+            "sensitivity",
+            "behaviour",
+            "utility",
+            "traces",
+        )
+    ],
+    ["ranking", "report", "together"],
+    ["parts", "definitions", "planning"],
     ["__main__", "__init__", "probes.__init__", "plots.__init__"],
 ]
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

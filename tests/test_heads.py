@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from safetyheads.heads import COLUMNS, Head, HeadScores, writable_folder
+from safetyheads.files import writable_folder
+from safetyheads.heads import COLUMNS, Head, HeadScores
 
 
 def scores(values, **options):

@@ -34,7 +34,9 @@ def tiny_model(tmp_path_factory):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokens, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
-    config = LlamaConfig(**{**zoo.SIZES, "vocab_size": len(vocab)}, head_dim=4)
+    config = LlamaConfig(
+        **{**zoo.SIZES, "vocab_size": len(vocab), "max_position_embeddings": 1024}, head_dim=4
+    )
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     zoo.random_model(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -47,12 +49,27 @@ def test_a_notebook_runs(source, request, monkeypatch, capsys):
     if MODEL_VARIABLE not in os.environ:
         monkeypatch.setenv(MODEL_VARIABLE, str(request.getfixturevalue("tiny_model")))
     names = runpy.run_path(str(source))
+    CHECKS[source.stem](names, capsys.readouterr().out)
+
+
+def check_safety_heads(names, printed):
     table = names["ranking"].to_frame()
     assert len(table) == 2 * names["model"].n_layers * names["model"].n_heads
     assert table["score"].max() > 0
     assert (table["score"] - table["harmless_score"]).abs().max() > 0
     assert names["first"].values.ne(names["undifferentiated"].values).any()
-    assert "harmful" in capsys.readouterr().out
+    assert "harmful" in printed
+
+
+def check_attention_maps(names, printed):
+    assert [row.layer for row in names["maps"]] == [0, 1, 2]
+    assert all(row.difference[row.mask].abs().max() > 0 for row in names["maps"])
+    assert set(names["divergence"].table["comparison"]) >= {"matched", "length_only"}
+    assert names["segments"]["segment"].nunique() >= 3
+    assert "requests, plain and in" in printed
+
+
+CHECKS = {"01_safety_heads": check_safety_heads, "02_attention_maps": check_attention_maps}
 
 
 def test_there_is_a_notebook():
@@ -103,7 +120,9 @@ def test_the_code_in_the_readme_runs(tiny_model, tmp_path, monkeypatch):
     assert set(names["table"]["model"]) == {"smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/method.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/index.md", "docs/method.md", "docs/attention-maps.md"]
+)
 def test_the_links_of_a_page_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text("utf-8"))
     paths = [link for link in links if "://" not in link]

@@ -37,7 +37,10 @@ def ranking(model):
 
 def test_the_table_has_a_row_for_every_head_and_ablation(ranking):
     table = ranking.to_frame()
-    assert list(table.columns) == [*COLUMNS, "dataset", "model", "harmless_score"]
+    control = (
+        "specificity specificity_low specificity_high p_value q_value null_high in_null".split()
+    )
+    assert list(table.columns) == [*COLUMNS, "dataset", "model", "harmless_score", *control]
     assert len(table) == 2 * 24
     assert table["ablation"].drop_duplicates().tolist() == [
         "undifferentiated_attention",
@@ -207,3 +210,57 @@ def test_a_ranking_is_what_its_scores_are():
     table = Ranking((made,), (other,), "m", "d", 1).to_frame()
     assert table["label"].tolist() == ["L0H1", "L0H0"]
     assert table["harmless_score"].tolist() == [7.0, 5.0]
+
+
+def test_the_harmless_control_stands_beside_every_score(ranking):
+    """Three harmless prompts against four: two sets, not pairs."""
+    table = ranking.to_frame()
+    for found, scores, (_, part) in zip(
+        ranking.specificity, ranking.harmful, table.groupby("ablation", sort=False), strict=True
+    ):
+        assert found.paired is False
+        assert found.n_prompts == (4, 3)
+        for row in part.itertuples():
+            assert row.specificity == pytest.approx(row.score - row.harmless_score, abs=1e-6)
+            assert row.specificity_low <= row.specificity <= row.specificity_high
+            assert row.p_value == found.p[row.layer, row.head]
+            assert row.p_value <= row.q_value <= 1
+            assert row.in_null == (row.specificity <= row.null_high)
+        assert part["specificity"].nunique() == 24
+        assert scores.provenance["prompts"]["paired"] is False
+
+
+def test_pairs_are_compared_as_pairs(model):
+    paired = PromptSet("pairs", PROMPTS.harmful[:3], PROMPTS.harmless, paired=True)
+    found = rank_safety_heads(model, paired, ablations=[ZeroAblation()], progress=False)
+    assert found.specificity[0].test == "sign flips"
+    one = rank_safety_heads(model, paired, limit=1, ablations=[ZeroAblation()], progress=False)
+    assert one.specificity == (None,)
+    assert "specificity" not in one.to_frame()
+
+
+def test_a_random_copy_gives_the_null_band(model):
+    kept = torch.random.get_rng_state()
+    ranking = rank_safety_heads(
+        model, PROMPTS, ablations=[ZeroAblation()], null="random_init", progress=False
+    )
+    assert torch.random.get_rng_state().equal(kept)
+    assert ranking.random.model == "LlamaForCausalLM (random weights, seed 0)"
+    assert not torch.equal(ranking.random.harmful[0].values, ranking.harmful[0].values)
+    (band,) = ranking.null_bands
+    assert band.null == "random_init"
+    assert ranking.to_frame()["in_null"].sum() == band.inside.sum()
+    assert json.loads(json.dumps(ranking.manifest))["random"]["runs"][0]["model"]["seed"] == 0
+    layer = rank_safety_heads(
+        model, PROMPTS, ablations=[ZeroAblation()], null="layer", progress=False
+    )
+    assert layer.null_bands[0].null == "layer"
+    assert layer.random is None
+
+
+def test_a_null_that_cannot_be_had_is_refused(model):
+    with pytest.raises(ValueError, match="null is 'shuffled'; it must be one of labels, layer"):
+        rank_safety_heads(model, PROMPTS, null="shuffled")
+    harmful = PromptSet("bare", PROMPTS.harmful, ())
+    with pytest.raises(ValueError, match="bare has no harmless ones"):
+        rank_safety_heads(model, harmful, null="random_init")

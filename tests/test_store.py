@@ -1,6 +1,10 @@
 """A run that was killed goes on from whole files only, and nothing of another run is ever found."""
 
+import errno
+import json
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,8 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from safetyheads import sweep
+from safetyheads.files import write_whole
+from safetyheads.heads import HeadScores
+from safetyheads.interventions import ScalingContribution, ZeroAblation
+from safetyheads.metrics import RefusalShift
 from safetyheads.model import load_model
 from safetyheads.probes.ablation import score_heads
 from safetyheads.store import Store, fingerprint
@@ -40,21 +49,38 @@ def test_tensors_come_back_as_they_were(tmp_path):
     assert store.get("one") is None
 
 
-@pytest.mark.parametrize("damage", ["empty", "half", "noise", "other"])
-def test_a_damaged_file_counts_as_not_there(tmp_path, damage):
+@pytest.mark.parametrize(
+    "damage", ["empty", "half", "noise", "other", "bit", "unsigned", "another key", "another store"]
+)
+def test_a_damaged_file_is_named_and_counts_as_not_there(tmp_path, damage):
     store = Store(tmp_path, {})
     store["k"] = torch.randn(50, 50)
+    store["whole"] = torch.ones(3)
     file = store.folder / "k.safetensors"
     data = file.read_bytes()
-    if damage == "other":
-        from safetensors.torch import save_file
-
-        save_file({"something": torch.ones(2)}, file)
+    if damage in ("other", "unsigned"):
+        name = "something" if damage == "other" else "readings"
+        save_file({name: torch.ones(2)}, file)
+    elif damage == "another key":
+        shutil.copy(store.folder / "whole.safetensors", file)
+    elif damage == "another store":
+        other = Store(tmp_path, {"template": "other"})
+        other["k"] = store["k"]
+        shutil.copy(other.folder / "k.safetensors", file)
     else:
+        flipped = bytearray(data)
+        flipped[-1000] ^= 4  # safetensors alone does not notice
         file.write_bytes(
-            {"empty": b"", "half": data[: len(data) // 2], "noise": b"\xff" * 100}[damage]
+            {
+                "empty": b"",
+                "half": data[: len(data) // 2],
+                "noise": b"\xff" * 100,
+                "bit": bytes(flipped),
+            }[damage]
         )
-    assert store.get("k") is None
+    with pytest.warns(UserWarning, match=r"k\.safetensors is damaged .* counts as not there"):
+        assert store.get("k") is None
+    assert store["whole"].tolist() == [1.0] * 3
     store["k"] = torch.ones(2)
     assert store["k"].tolist() == [1.0, 1.0]
 
@@ -141,13 +167,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_at_the_same_bytes(tmp_path, 
     (folder,) = (tmp_path / "store").iterdir()
     assert sorted(p.stem for p in folder.glob("*.safetensors")) == ["layer000", "layer001"]
 
-    run, real = [], sweep._sweep_layer
-
-    def counted(model, chunks, edits, *rest):
-        run.append(edits[0].first_layer)
-        return real(model, chunks, edits, *rest)
-
-    monkeypatch.setattr(sweep, "_sweep_layer", counted)
+    run = counting_layers(monkeypatch)
     resumed = small_run(tmp_path / "store")
     assert run == [2, 3]
     run.clear()
@@ -162,16 +182,195 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_at_the_same_bytes(tmp_path, 
     assert [p.name for p in (tmp_path / "store").iterdir()] == [folder.name]
 
 
-def test_another_template_or_batch_is_not_mistaken_for_the_stored_one(tmp_path):
-    model = load_model(random_model(CONFIGS["llama"]()), tokenizer())
-    for options in ({}, {"template": "w9 {q}"}, {"rows": 5}):
-        stored = score_heads(model, RAGGED, store=tmp_path, progress=False, **options)
-        fresh = score_heads(model, RAGGED, progress=False, **options)
-        assert torch.equal(stored.per_prompt, fresh.per_prompt)
-    other = load_model(random_model(CONFIGS["llama"](), seed=1), tokenizer())
-    stored = score_heads(other, RAGGED, store=tmp_path, progress=False)
-    assert torch.equal(stored.per_prompt, score_heads(other, RAGGED, progress=False).per_prompt)
-    assert len(list(tmp_path.iterdir())) == 4
+OTHER_RUNS = {
+    "template": {"template": "w9 {q}"},
+    "prompts": {"prompts": [*RAGGED[:2], "w7 w8"]},
+    "rows": {"rows": 5},
+    "ablation": {"ablation": ZeroAblation()},
+    "the ablation's field": {"ablation": ScalingContribution(0.5)},
+    "metric": {"metric": RefusalShift()},
+    "model": {"seed": 1},
+    "version": {"version": "9.9"},
+}
+
+
+def test_no_other_run_is_mistaken_for_the_stored_one(tmp_path, monkeypatch):
+    models = [load_model(random_model(CONFIGS["llama"](), seed=n), tokenizer()) for n in (0, 1)]
+    poison = 77.0
+
+    def run(store, seed=0, prompts=RAGGED, version="1", **options):
+        monkeypatch.setattr("safetyheads.runs.version", lambda _: version)
+        return score_heads(models[seed], prompts, store=store, progress=False, **options)
+
+    run(tmp_path)
+    (first,) = tmp_path.iterdir()
+    store = Store.reading(first)
+    for layer in range(4):
+        store[f"layer{layer:03d}"] = torch.full((6, 3), poison)
+    assert run(tmp_path).values.eq(poison).all()  # the same run does take what is stored
+    for n, (what, options) in enumerate(OTHER_RUNS.items()):
+        assert not run(tmp_path, **options).values.eq(poison).any(), what
+        assert len(list(tmp_path.iterdir())) == n + 2, what
+
+
+@pytest.mark.parametrize("damage", ["bit", "shape"])
+def test_a_damaged_layer_is_computed_again_and_the_rest_is_kept(tmp_path, monkeypatch, damage):
+    whole = small_run(tmp_path)
+    (folder,) = tmp_path.iterdir()
+    file = folder / "layer002.safetensors"
+    before = file.read_bytes()
+    if damage == "bit":
+        data = bytearray(before)
+        data[-5] ^= 1
+        file.write_bytes(bytes(data))
+        message = "layer002.safetensors is damaged .its checksum"
+    else:
+        Store.reading(folder)["layer002"] = torch.ones(2, 3)
+        message = r"layer002 has shape \[2, 3\] and should have 6 rows"
+    run = counting_layers(monkeypatch)
+    with pytest.warns(UserWarning, match=message):
+        again = small_run(tmp_path)
+    assert run == [2]
+    assert torch.equal(again.per_prompt, whole.per_prompt)
+    assert file.read_bytes() == before
+
+
+def counting_layers(monkeypatch):
+    """The layers that sweeps run from now on."""
+    run, real = [], sweep._sweep_layer
+
+    def counted(*arguments):
+        edits = next(a for a in arguments if isinstance(a, list) and hasattr(a[0], "first_layer"))
+        run.append(edits[0].first_layer)
+        return real(*arguments)
+
+    monkeypatch.setattr(sweep, "_sweep_layer", counted)
+    return run
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    real, room = Path.write_bytes, [3]  # the manifest and two layers fit
+
+    def write_bytes(path, data):
+        room[0] -= 1
+        if room[0] < 0:
+            real(path, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.raises(
+        OSError, match=r"is full: layer002\S+ \([\d,]+ bytes\) could not be"
+    ) as raised:
+        small_run(tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert raised.value.errno == errno.ENOSPC
+    assert str(folder) in str(raised.value)
+    assert "other files there are whole" in str(raised.value)
+    assert "the same command again, which goes on" in str(raised.value)
+    names = {"provenance.json", "layer000.safetensors", "layer001.safetensors"}
+    assert {p.name for p in folder.iterdir()} == names
+    room[0] = 100
+    run = counting_layers(monkeypatch)
+    assert torch.equal(small_run(tmp_path).values, small_run(None).values)
+    assert run[:2] == [2, 3]
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(tmp_path):
+    folder = Store(tmp_path, {}).folder
+    write_whole(folder / "a.safetensors", b"")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    machine = platform.node().replace(".", "_").replace("-", "_")
+    names = {
+        process: f".k.safetensors.{process}-1@{place}.partial"
+        for process, place in [(ended.pid, machine), (os.getpid(), machine), (1, "elsewhere")]
+    }
+    for name in names.values():
+        (folder / name).write_bytes(b"half")
+    Store(tmp_path, {})
+    left = {p.name for p in folder.iterdir()} & set(names.values())
+    assert left == {names[os.getpid()], names[1]}
+
+
+def test_a_damaged_manifest_is_written_anew_and_not_read(tmp_path):
+    store = Store(tmp_path, {"a": 1})
+    store["k"] = torch.ones(1)
+    (store.folder / "provenance.json").write_text('{"a": 2}')
+    with pytest.raises(ValueError, match="damaged or was edited"):
+        Store.reading(store.folder)
+    assert Store(tmp_path, {"a": 1})["k"].item() == 1
+    assert Store.reading(store.folder).provenance == {"a": 1}
+
+
+# One process imports once and forks the runs that are killed, at random points of the run.
+KILLS = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+from tests.test_store import small_run
+
+base, draw = Path(sys.argv[1]), random.Random(7)
+
+def child(round):
+    if (pid := os.fork()) == 0:
+        small_run(base / f"store{round}").save(base / f"scores{round}")
+        os._exit(0)
+    return pid
+
+small_run(None)
+start = time.time()
+os.waitpid(child("whole"), 0)
+whole = time.time() - start
+killed = 0
+for round in range(4):
+    for _ in range(3):
+        pid = child(round)
+        time.sleep(draw.uniform(0, whole))
+        os.kill(pid, signal.SIGKILL)
+        killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    assert os.waitpid(child(round), 0)[1] == 0
+print(killed)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed runs are forked")
+def test_runs_killed_at_random_points_end_at_the_same_bytes(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) >= 6, "most of the 12 runs must still have been running"
+
+    def contents(name):
+        folder = tmp_path / name
+        return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    assert len(contents("storewhole")) == 6  # the manifest, four layers, how they were computed
+    for n in range(4):
+        assert contents(f"store{n}") == contents("storewhole")
+        assert contents(f"scores{n}") == contents("scoreswhole")
+
+
+def test_a_save_that_was_killed_between_its_files_is_noticed(tmp_path, monkeypatch):
+    HeadScores(torch.ones(2, 2), None, "zero", "ships", "nat").save(tmp_path)
+    changed = HeadScores(torch.zeros(2, 2), None, "mean", "ships", "nat")
+    real = os.replace
+
+    def replace(source, target):
+        if str(target).endswith("scores.safetensors"):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        changed.save(tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text())["ablation"] == "mean"
+    with pytest.raises(ValueError, match=r"of one save and manifest\.json of another"):
+        HeadScores.load(tmp_path)
+    monkeypatch.undo()
+    changed.save(tmp_path)
+    assert HeadScores.load(tmp_path).ablation == "mean"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_store_that_cannot_be_written_is_said_before_the_first_pass(tmp_path, monkeypatch):

@@ -125,7 +125,10 @@ def test_an_ablation_that_gives_no_number_names_the_heads(model):
 def state_of(model):
     """All that a sweep could leave behind: hooks, patched forwards, gradients' switch."""
     hooks = Counter()
-    for name, part in model.bridge.named_modules():
+    twins = [(la, kernel) for la in range(model.n_layers) for kernel in ("sdpa", "eager")]
+    trees = {"": model.bridge, **{str(key): model._block(*key)[0] for key in twins}}
+    parts = [(key + name, p) for key, tree in trees.items() for name, p in tree.named_modules()]
+    for name, part in parts:
         hooks[name] = (
             len(part._forward_hooks),
             len(part._forward_pre_hooks),
@@ -136,14 +139,14 @@ def state_of(model):
 
 
 @pytest.mark.parametrize("after", [0, 1, 40])
-@pytest.mark.parametrize("exact", [True, False], ids=["resumed", "plain"])
-def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, after, exact):
+@pytest.mark.parametrize("kernel", ["sdpa", "eager", "bridge", "plain"])
+def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, after, kernel):
     batch = tokenize(RAGGED, tokenizer())
     logits, before = (
         model.logits(batch.ids),
         state_of(model),
     )  # TransformerLens sets up hooks in a first pass
-    monkeypatch.setattr(module, "_agrees", lambda *_: exact)
+    monkeypatch.setattr(module, "_find_kernel", lambda *_: kernel)
     done = []
 
     def interrupt(rows):
@@ -164,22 +167,22 @@ def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, aft
     assert torch.equal(model.logits(batch.ids), logits)
 
 
-@pytest.mark.parametrize("where", ["run_block", "run_block_clean", "final_norm", "write"])
-def test_an_error_inside_a_pass_leaves_the_model_as_it_was(model, monkeypatch, where):
+@pytest.mark.parametrize("after", [0, 4, 9])
+@pytest.mark.parametrize("kernel", ["sdpa", "eager", "bridge"])
+@pytest.mark.parametrize("part", ["mlp", "self_attn"])
+def test_an_error_inside_a_pass_leaves_the_model_as_it_was(model, monkeypatch, part, kernel, after):
     batch = tokenize(RAGGED, tokenizer())
-    logits, before = (
-        model.logits(batch.ids),
-        state_of(model),
-    )  # TransformerLens sets up hooks in a first pass
-    mlp = model.bridge.blocks[2].mlp
-    calls = []
+    logits = model.logits(batch.ids)  # TransformerLens sets up hooks in a first pass
+    monkeypatch.setattr(module, "_find_kernel", lambda *_: kernel)
+    inner = getattr(model._block(2, kernel)[0], part)
+    before, calls = state_of(model), []
 
     def stop(*_):
         calls.append(1)
-        if len(calls) > {"run_block": 4, "run_block_clean": 5, "final_norm": 9, "write": 12}[where]:
+        if len(calls) > after:
             raise KeyboardInterrupt
 
-    handle = mlp.register_forward_hook(stop)
+    handle = inner.register_forward_hook(stop)
     with pytest.raises(KeyboardInterrupt):
         sweep(model, batch, every_head(model), Ships(), rows=4)
     handle.remove()
@@ -211,14 +214,19 @@ def test_a_batch_without_rows_is_refused(model, rows):
 
 
 def record(monkeypatch):
-    """Every block that is run: layer, rows, positions, whether attention was run."""
-    seen, real = [], HookedModel.run_block
+    """Every block that is run: layer, rows, positions, what of it: attention, the rest, or the whole."""
+    seen, run_block, run_attention = [], HookedModel.run_block, HookedModel.run_attention
 
-    def run_block(self, layer, resid, call, *, cache=None, attn_out=None):
-        seen.append((layer, *resid.shape[:2], attn_out is None))
-        return real(self, layer, resid, call, cache=cache, attn_out=attn_out)
+    def watch_block(self, layer, resid, call, *, attn_out=None, **options):
+        seen.append((layer, *resid.shape[:2], "block" if attn_out is None else "rest"))
+        return run_block(self, layer, resid, call, attn_out=attn_out, **options)
 
-    monkeypatch.setattr(HookedModel, "run_block", run_block)
+    def watch_attention(self, layer, resid, call, **options):
+        seen.append((layer, *resid.shape[:2], "attention"))
+        return run_attention(self, layer, resid, call, **options)
+
+    monkeypatch.setattr(HookedModel, "run_block", watch_block)
+    monkeypatch.setattr(HookedModel, "run_attention", watch_attention)
     return seen
 
 
@@ -252,45 +260,52 @@ def test_progress_counts_every_row_once(model):
 
 def test_blocks_below_the_ablated_layer_are_run_once_and_not_once_a_head(model, monkeypatch):
     prompts = [sentence(n, n + 1, n + 2) for n in (10, 20, 30)]  # no prefix but BOS
-    monkeypatch.setattr(module, "_agrees", lambda *_: True)
+    monkeypatch.setattr(module, "_find_kernel", lambda *_: "eager")
     seen = record(monkeypatch)
     score_heads(model, prompts, rows=18, progress=False)
     n_layers, n_heads, n = 4, 6, 3
+    top = n_layers - 1
     ablated = Counter()
-    for layer, rows, width, *_ in seen:
-        if width == 3:  # what follows BOS
+    for layer, rows, width, what in seen:
+        # 3 tokens follow BOS, and of the top layer only the last one is needed.
+        if what != "attention" and width == (1 if layer == top else 3):
             ablated[layer] += rows
     baseline = n  # one undisturbed pass
     for layer in range(n_layers):
         assert ablated[layer] == baseline + n_heads * n * (layer + 1)
     naive = n_layers * n_heads * n * n_layers
     assert sum(ablated.values()) - baseline * n_layers == naive * (n_layers + 1) // (2 * n_layers)
-    assert [s[:2] for s in seen if s[2] == 4] == [
-        (layer, n) for layer in range(n_layers)
-    ]  # the clean pass
+    attention = [rows for _, rows, width, what in seen if what == "attention" and width == 3]
+    assert sum(attention) == baseline + n_heads * n * top
+    clean = [(layer, rows) for layer, rows, width, _ in seen if width == 4]
+    assert clean == [(layer, n) for layer in range(n_layers)]
 
 
 def test_the_ablated_layers_attention_is_not_run_again(model, monkeypatch):
-    monkeypatch.setattr(module, "_agrees", lambda *_: True)
+    monkeypatch.setattr(module, "_find_kernel", lambda *_: "eager")
     seen = record(monkeypatch)
     sweep(model, tokenize(RAGGED[:1], tokenizer()), every_head(model)[-6:], Ships(), rows=6)
-    assert [(layer, attends) for layer, rows, _, attends in seen if rows == 6] == [(3, False)]
+    assert [(layer, what) for layer, rows, _, what in seen if rows == 6] == [(3, "rest")]
 
 
 def test_the_shared_prefix_is_run_once_a_variant_and_not_once_a_prompt(model, monkeypatch):
-    monkeypatch.setattr(module, "_agrees", lambda *_: True)
+    monkeypatch.setattr(module, "_find_kernel", lambda *_: "eager")
     seen = record(monkeypatch)
     score_heads(model, LONG, rows=14, progress=False)  # chunks of 7: two heads a pass
     assert tokenize(LONG, tokenizer()).prefix_length == 11
     kinds = Counter((rows, width) for _, rows, width, _ in seen)
-    blocks = 3 * (4 + 3 + 2 + 1)  # three passes a layer, each from its layer on
-    undisturbed = {(1, 11): 4, (7, 4): 4}
+    passes = 3  # a layer
+    above = passes * (3 + 2 + 1)  # blocks from the ablated layer to the one below the top
+    top = passes * 3  # attention in the top layer, where it is not what was ablated
+    undisturbed = {(1, 11): 4, (7, 4): 4, (7, 1): 1}
+    clean = {(7, 15): 4}
     assert kinds == {
-        (2, 11): blocks,
-        (14, 4): blocks,
+        (2, 11): above + top,
+        (14, 4): above + top,
+        (14, 1): passes * 4,
         **undisturbed,
-        (7, 15): 4,
-    }  # and the clean pass, once
+        **clean,
+    }
 
 
 def test_scores_do_not_depend_on_the_order_of_prompts_or_interventions(model):

@@ -2,8 +2,11 @@
 
 # ruff: noqa: C408  (Plotly's documentation writes attributes as keyword arguments; so does this.)
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from safetyheads.files import write_whole
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -32,7 +35,9 @@ def write_html(
             f'plotly_js is {plotly_js!r}: expected "cdn" (a small page that needs the network) '
             'or "embedded" (about 5 MB, needs nothing)'
         )
-    page = figure.to_html(include_plotlyjs="cdn" if plotly_js == "cdn" else True)
+    # Plotly would draw a random id; the same figure is to be the same file.
+    name = "figure-" + hashlib.sha256(figure.to_json().encode()).hexdigest()[:16]
+    page = figure.to_html(include_plotlyjs="cdn" if plotly_js == "cdn" else True, div_id=name)
     return _write(path, page.encode())
 
 
@@ -89,7 +94,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _write(path: str | Path, content: bytes) -> Path:
-    _try_to_write(Path(path), lambda: Path(path).write_bytes(content))
+    _try_to_write(Path(path), lambda: write_whole(Path(path), content))
     return Path(path)
 
 

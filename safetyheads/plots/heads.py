@@ -13,6 +13,8 @@ unit       `nat`, `deg`, ...; empty for a number without one
 rank       1 = the head that matters most
 dataset    optional: the prompts it was measured on
 model      optional: the model it was measured in
+kind       optional: `exact` or `estimated`; drawn apart
+in_null    optional: whether the head does not rise above the null; grey if so
 =========  =====================================================================
 
 Plots never compute scores. Sizes are pixels, fixed, so that a figure looks the same everywhere.
@@ -39,6 +41,10 @@ PANEL_WIDTH, PANEL_HEIGHT = 460, 420
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 24, 58
 BAR = 104
 """Width beside a panel for its colour bar: the bar, its tick labels and its title."""
+NOT_RUN = "hollow: estimated"
+IN_NULL = "grey: inside the null"
+GREY = "#bdbdbd"
+"""What the legend says of heads that were not run."""
 LINE = 21
 """Height of one line of a title, of a legend or of a note."""
 
@@ -91,8 +97,8 @@ def plot_head_scatter(
 
     Each panel has its own colours, colour bar and legend. Where two series hold the same head, the
     second's small cross lies on the first's larger circle; the symbols of further series enclose
-    them. The y axis grows where a point would lie under the legend. The legend's swatches are
-    traces without points.
+    them. Estimated scores are hollow. The y axis grows where a point would lie under the legend. The
+    legend's swatches are traces without points.
 
     Args:
         table: one row a head, with the columns that the module documents.
@@ -135,6 +141,8 @@ def plot_head_scatter(
             f"{len(SYMBOLS)}, one symbol each; keep fewer rows, or name another column as series"
         )
     legend = [_clip(human(name)) for name in names] if series in table.columns else []
+    hollow = [NOT_RUN] if any(_estimated(table)) else []
+    grey = [IN_NULL] if any(_in_null(table)) else []
     size = max(11.0, min(15.0, 0.9 * min(PANEL_WIDTH / layers, PANEL_HEIGHT / heads)))
     groups = _groups(table, [panel])
     tops, panels = [], []
@@ -152,7 +160,9 @@ def plot_head_scatter(
     panels = _titled(panels, titles, [" ".join(where) for where, _ in groups])
 
     figure = go.Figure(layout=_layout(panels, note))
-    figure.update_yaxes(range=[-0.8, _axis_end(tops, legend, layers, heads, size)])
+    figure.update_yaxes(
+        range=[-0.8, _axis_end(tops, [*legend, *hollow, *grey], layers, heads, size)]
+    )
     for index, top in enumerate(tops):
         suffix = _suffix(index)
         circles: dict[tuple[int, int], float] = {}
@@ -182,9 +192,9 @@ def plot_head_scatter(
                 x=[layer for layer, _, _ in points],
                 y=[head for _, head, _ in points],
                 text=part["label"].tolist(),
-                customdata=[list(pair) for pair in zip(part["score"], part["rank"], strict=True)],
+                customdata=[list(pair) for pair in zip(part["score"], _ranks(part), strict=True)],
                 marker=dict(
-                    look,
+                    look | _hollow(symbol.shape, _estimated(part)),
                     color=[score for _, _, score in points],
                     coloraxis=f"coloraxis{suffix}",
                     opacity=1,
@@ -195,10 +205,45 @@ def plot_head_scatter(
                 + "<extra></extra>",
                 showlegend=False,
             )
+            if any(_in_null(part)):
+                figure.add_scatter(
+                    **shared,
+                    x=part["layer"][_in_null(part)].tolist(),
+                    y=part["head"][_in_null(part)].tolist(),
+                    marker=dict(look, color=GREY, line=dict(color=DARK, width=width)),
+                    hoverinfo="skip",
+                    showlegend=False,
+                )
             if legend:
                 look |= dict(color=symbol.swatch, line=dict(color=DARK, width=width))
                 look["size"] = min(look["size"], 15)
                 figure.add_scatter(**shared, x=[None], y=[None], marker=look, hoverinfo="skip")
+        if any(any(_estimated(part)) for part in top.values()):
+            figure.add_scatter(
+                x=[None],
+                y=[None],
+                mode="markers",
+                name=NOT_RUN,
+                legend=f"legend{suffix}",
+                marker=dict(symbol="circle-open", size=11, color=DARK, line=dict(width=2)),
+                xaxis=f"x{suffix}",
+                yaxis=f"y{suffix}",
+                hoverinfo="skip",
+                showlegend=True,
+            )
+        if any(any(_in_null(part)) for part in top.values()):
+            figure.add_scatter(
+                x=[None],
+                y=[None],
+                mode="markers",
+                name=IN_NULL,
+                legend=f"legend{suffix}",
+                marker=dict(symbol="circle", size=11, color=GREY, line=dict(color=DARK, width=1)),
+                xaxis=f"x{suffix}",
+                yaxis=f"y{suffix}",
+                hoverinfo="skip",
+                showlegend=True,
+            )
     return figure
 
 
@@ -215,7 +260,8 @@ def plot_head_heatmap(
 
     Colours run from the lowest to the highest score; where scores take both signs they are blue
     below and red above zero, with the same range on either side. (A rounding error below zero, less
-    than 1e-5 of the other side, does not count as a sign.) Heads that the table lacks stay empty.
+    than 1e-5 of the other side, does not count as a sign.) Heads that the table lacks stay empty,
+    estimated scores are hatched.
 
     Args:
         table: one row a head, with the columns that the module documents.
@@ -262,7 +308,7 @@ def plot_head_heatmap(
         score = np.full((panel.n_heads, panel.n_layers), np.nan, dtype=np.float32)
         rank = np.full((panel.n_heads, panel.n_layers), None, dtype=object)
         score[rows["head"], rows["layer"]] = rows["score"]
-        rank[rows["head"], rows["layer"]] = rows["rank"]
+        rank[rows["head"], rows["layer"]] = _ranks(rows)
         figure.add_heatmap(
             z=score,
             customdata=rank.tolist(),
@@ -276,6 +322,19 @@ def plot_head_heatmap(
         )
         figure.layout[f"xaxis{suffix}"].update(range=[-0.5, panel.n_layers - 0.5], showgrid=False)
         figure.layout[f"yaxis{suffix}"].update(range=[-0.5, panel.n_heads - 0.5], showgrid=False)
+        guessed = rows[_estimated(rows)]
+        if len(guessed):
+            figure.add_scatter(
+                x=guessed["layer"].tolist(),
+                y=guessed["head"].tolist(),
+                mode="markers",
+                marker=dict(symbol="line-ne", size=8, line=dict(color="#8c8c8c", width=1)),
+                xaxis=f"x{suffix}",
+                yaxis=f"y{suffix}",
+                name="hatched: estimated",
+                hoverinfo="skip",
+                showlegend=False,
+            )
         for row in rows.nsmallest(k or 0, "rank").itertuples():
             corners = dict(x0=row.layer - 0.5, x1=row.layer + 0.5)
             corners |= dict(y0=row.head - 0.5, y1=row.head + 0.5)
@@ -312,6 +371,33 @@ def _checked(table: "pandas.DataFrame") -> "pandas.DataFrame":
     # A table read back from a .csv file has NaN for an empty unit.
     words = table[text].astype(object).where(table[text].notna(), "").astype(str)
     return table.assign(**{name: words[name] for name in text}).astype(whole)
+
+
+def _estimated(rows: "pandas.DataFrame") -> list[bool]:
+    """Which rows hold an estimate."""
+    return (rows["kind"] == "estimated").tolist() if "kind" in rows else [False] * len(rows)
+
+
+def _in_null(rows: "pandas.DataFrame") -> list[bool]:
+    """Which rows were tested and do not rise above the null."""
+    if "in_null" not in rows:
+        return [False] * len(rows)
+    inside = rows["in_null"].astype(str) == "True"  # as text where the table came from a file
+    return [a and not b for a, b in zip(inside, _estimated(rows), strict=True)]
+
+
+def _ranks(rows: "pandas.DataFrame") -> list[int | str]:
+    """Ranks for the hover, with a word beside those that an estimate gave."""
+    return [
+        f"{rank}, estimated" if guess else rank
+        for rank, guess in zip(rows["rank"].tolist(), _estimated(rows), strict=True)
+    ]
+
+
+def _hollow(shape: str, estimated: Sequence[bool]) -> dict[str, Any]:
+    """A symbol a point where some are estimated: those are open, or dotted where the symbol is open already."""
+    other = f"{shape}-dot" if shape.endswith("-open") else f"{shape}-open"
+    return dict(symbol=[other if e else shape for e in estimated]) if any(estimated) else {}
 
 
 def _check_one_row_per_head(rows: "pandas.DataFrame", place: str) -> None:

@@ -7,17 +7,23 @@ which was followed; the template is the caller's choice, since the code uses thr
 """
 
 from collections.abc import Sequence
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
+from safetyheads.executors import Executor
 from safetyheads.heads import Head, HeadScores
-from safetyheads.interventions import AblateHead, Ablation, UndifferentiatedAttention, describe
-from safetyheads.metrics import Metric, Ships
-from safetyheads.model import HookedModel, load_model
-from safetyheads.prompts import PromptSet, load_prompts, tokenize
+from safetyheads.interventions import AblateHead, Ablation
+from safetyheads.metrics import Metric
+from safetyheads.prompts import PromptSet
+from safetyheads.runs import Run, heads_of, prepare_run
+from safetyheads.screening import Screened, estimate_heads, score_screened
+from safetyheads.shards import note_engine, sweep_apart
 from safetyheads.store import Store
-from safetyheads.sweep import DEFAULT_ROWS, sweep
+from safetyheads.sweep import Swept, sweep
 
 
 def score_heads(
@@ -28,8 +34,11 @@ def score_heads(
     metric: Metric | None = None,
     side: str = "harmful",
     template: str | None = None,
-    rows: int = DEFAULT_ROWS,
+    rows: int | None = None,
     store: str | Path | None = None,
+    executor: Executor | None = None,
+    method: str | Screened = "exact",
+    estimates: Float[Tensor, "layer head"] | None = None,
     progress: bool | None = None,
 ) -> HeadScores:
     """Score every query head of a model on the prompts of a set (ships, generalized ships).
@@ -40,75 +49,201 @@ def score_heads(
     where the tokenizer has a chat template, else "bare". `rows` bounds the (head, prompt) rows that run
     together, and with it the memory. `store` names a folder where finished layers are kept: a run that was
     killed goes on from there (the key has the name and the fields of an ablation of your own, not its
-    code). `progress` shows a bar with the time left (by default where standard error is a terminal).
+    code). `executor` says where the passes run: `process_map(...)`, `ray_map(...)` or anything that maps like
+    `map`; the model must then be given by name, path or Hub id. `method` is "exact", or "screened" (or
+    `Screened(...)`): all heads are estimated, the best are run exactly, and so is a random sample of the others;
+    `HeadScores.exact` says which scores are exact, `HeadScores.audit` what may be missed. `estimates` are those of
+    `screen_heads`, if they are at hand. `progress` shows a bar with the time left (by default where standard error
+    is a terminal).
 
     Raises ValueError for input that cannot be scored, and what `load_model` and `load_prompts` raise.
     """
-    ablation = UndifferentiatedAttention() if ablation is None else ablation
-    model, prompts = load_model(model), load_prompts(prompts)
-    if side not in ("harmful", "harmless"):
-        raise ValueError(f'side is {side!r}; it must be "harmful" or "harmless"')
-    if not (texts := getattr(prompts, side)):
-        raise ValueError(
-            f"{prompts.name} has no {side} prompts; score the other side, or give a set with both"
-        )
-    batch = tokenize(texts, model.tokenizer, template, max_length=model.context)
-    metric = (Ships() if metric is None else metric).prepare(model.tokenizer, batch.texts)
-    if "donor" in ablation.needs and len(batch.lengths) < 2:
-        raise ValueError(
-            f"{ablation} borrows from another prompt, and there is 1 prompt; give at least 2 prompts"
-        )
-    provenance = provenance_of(model, batch, ablation, metric)
-    provenance["rows"] = rows
-    provenance["prompts"] = {
-        "name": prompts.name,
-        "side": side,
-        "count": len(batch.lengths),
-        "source": prompts.source,
-    }
-    heads = [Head(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-    known = None if store is None else Store(store, provenance)
-    with _bar(
-        len(heads) * len(batch.lengths), f"{ablation.name}, {prompts.name} {side}", progress
-    ) as bar:
-        swept = sweep(
-            model,
-            batch,
-            [AblateHead(head, ablation) for head in heads],
-            metric,
-            rows=rows,
-            store=known,
+    chosen = as_method(method)
+    run = prepare_run(model, prompts, ablation, metric, side, template, rows)
+    if chosen is not None:
+        return _score_screened(run, chosen, estimates, store, executor, progress)
+    known = None if store is None else Store(store, run.provenance)
+    swept = _sweep(run, heads_of(range(run.model.n_layers), run.model), known, executor, progress)
+    return head_scores(swept, run.metric, run.provenance)
+
+
+def as_method(method: str | Screened) -> Screened | None:
+    """How heads are screened, or None for the exact sweep of all.
+
+    >>> as_method("exact"), as_method("screened") == Screened()
+    (None, True)
+    """
+    if isinstance(method, Screened):
+        return method
+    if method not in ("exact", "screened"):
+        raise ValueError(f'method is {method!r}; it must be "exact", "screened" or Screened(...)')
+    return Screened() if method == "screened" else None
+
+
+def screen_heads(
+    model: Any,
+    prompts: PromptSet | Sequence[str] | str | Path,
+    *,
+    ablations: Sequence[Ablation],
+    metric: Metric | None = None,
+    side: str = "harmful",
+    template: str | None = None,
+    directions: int = Screened().directions,
+    progress: bool | None = None,
+) -> tuple[Float[Tensor, "layer head"], ...]:
+    """Estimate the score of every head under several ablations from one set of backward passes; nothing is ablated.
+
+    The estimates are in the metric's unit, and not calibrated. `directions` is the number of passes backward. The other
+    arguments are those of `score_heads`.
+
+    Raises what `score_heads` raises, and ValueError for a metric that has no screen.
+    """
+    if not ablations:
+        raise ValueError("there are no ablations; give at least one")
+    runs = [prepare_run(model, prompts, a, metric, side, template, None) for a in ablations]
+    return _estimate(runs, directions, progress)
+
+
+def _estimate(
+    runs: "Sequence[Run]", directions: int, progress: bool | None
+) -> tuple[Float[Tensor, "layer head"], ...]:
+    """Estimates for runs that differ in their ablation only."""
+    first = runs[0]
+    passes = len(first.batch.lengths) * (2 + directions)
+    with _bar(passes, f"screen, {first.label}", progress) as bar:
+        found = estimate_heads(
+            first.model,
+            first.batch,
+            [run.ablation for run in runs],
+            first.metric,
+            directions=directions,
             progress=bar.update,
         )
-    values, per_prompt = metric.score(swept.readings)
-    grid = (model.n_layers, model.n_heads)
+    return tuple(found)
+
+
+def _score_screened(
+    run: "Run",
+    method: Screened,
+    estimates: Float[Tensor, "layer head"] | None,
+    store: str | Path | None,
+    executor: Executor | None,
+    progress: bool | None,
+) -> HeadScores:
+    if estimates is None:
+        estimates = _estimate([run], method.directions, progress)[0]
+    engines = []
+
+    def run_exactly(heads: Sequence[Head]) -> Tensor:
+        # A subset of a layer's heads never shares a store with the whole layer.
+        subset = {**run.provenance, "heads": [str(head) for head in heads]}
+        known = None if store is None else Store(store, subset)
+        swept = _sweep(run, heads, known, executor, progress)
+        engines.append(swept.exact_resume)
+        return swept.readings
+
+    found = score_screened(estimates, run.metric, method, run_exactly)
+    used = {**asdict(method), "name": "screened", "include": [str(h) for h in method.include]}
     return HeadScores(
-        values=values.reshape(grid),
-        per_prompt=None if per_prompt is None else per_prompt.reshape(*grid, -1),
-        readings=None
-        if per_prompt is not None
-        else swept.readings.reshape(*grid, *swept.readings.shape[1:]),
-        ablation=ablation.name,
+        values=found.values,
+        per_prompt=found.per_prompt,
+        readings=None if found.per_prompt is not None else found.readings,
+        ablation=run.ablation.name,
+        metric=run.metric.name,
+        unit=run.metric.unit,
+        largest_first=run.metric.largest_first,
+        provenance={
+            **run.provenance,
+            "method": used,
+            "engine": "resumed" if all(engines) else "plain",
+        },
+        exact=found.exact,
+        estimates=estimates,
+        audit=found.audit,
+    )
+
+
+def score_layers(
+    model: Any,
+    prompts: PromptSet | Sequence[str] | str | Path,
+    layers: Sequence[int],
+    store: str | Path,
+    *,
+    ablation: Ablation | None = None,
+    metric: Metric | None = None,
+    side: str = "harmful",
+    template: str | None = None,
+    rows: int | None = None,
+    executor: Executor | None = None,
+    progress: bool | None = None,
+) -> Path:
+    """Score the heads of some layers into a store: one part of a run that `merge_scores` joins.
+
+    `layers` is a range or a list, such as `range(8, 16)`. The other arguments are those of `score_heads`. Returns the
+    folder of the readings, inside `store`. Parts with other layers may share the store, or have one each.
+
+    Raises what `score_heads` raises, and ValueError for a layer that the model does not have.
+    """
+    run = prepare_run(model, prompts, ablation, metric, side, template, rows)
+    return score_layers_of(run, layers, store, executor, progress)
+
+
+def score_layers_of(
+    run: "Run",
+    layers: Sequence[int],
+    store: str | Path,
+    executor: Executor | None,
+    progress: bool | None,
+) -> Path:
+    """Score the heads of some layers of a prepared run into a store; returns the folder of the readings."""
+    n_layers = run.model.n_layers
+    if not layers or not all(0 <= layer < n_layers for layer in layers):
+        raise ValueError(
+            f"layers is {list(layers)}; {run.model.name} has layers 0-{n_layers - 1}: name at least one of them"
+        )
+    known = Store(store, run.provenance)
+    _sweep(run, heads_of(sorted(set(layers)), run.model), known, executor, progress)
+    return known.folder
+
+
+def _sweep(
+    run: Run,
+    heads: Sequence[Head],
+    store: Store | None,
+    executor: Executor | None,
+    progress: bool | None,
+) -> Swept:
+    """Some heads, here or in an executor's workers."""
+    edits = [AblateHead(head, run.ablation) for head in heads]
+    label = f"{run.ablation.name}, {run.label}"
+    with _bar(len(edits) * len(run.batch.lengths), label, progress) as bar:
+        options: dict[str, Any] = {"rows": run.rows, "store": store, "progress": bar.update}
+        if executor is None:
+            swept = sweep(run.model, run.batch, edits, run.metric, **options)
+        else:
+            options["executor"] = executor
+            swept = sweep_apart(run.model, run.batch, edits, run.metric, **options)
+    return swept._replace(exact_resume=note_engine(store, swept.exact_resume))
+
+
+def head_scores(swept: Swept, metric: Metric, provenance: dict[str, Any]) -> HeadScores:
+    """The scores of every head, from the readings of every head in the order of layers."""
+    values, per_prompt = metric.score(swept.readings)
+    grid = (provenance["model"]["n_layers"], provenance["model"]["n_heads"])
+
+    def on_grid(tensor: Tensor) -> Tensor:
+        return tensor.reshape(*grid, *tensor.shape[1:])
+
+    return HeadScores(
+        values=on_grid(values),
+        per_prompt=None if per_prompt is None else on_grid(per_prompt),
+        readings=None if per_prompt is not None else on_grid(swept.readings),
+        ablation=provenance["ablation"]["name"],
         metric=metric.name,
         unit=metric.unit,
         largest_first=metric.largest_first,
         provenance={**provenance, "engine": "resumed" if swept.exact_resume else "plain"},
     )
-
-
-def provenance_of(
-    model: HookedModel, batch: Any, ablation: Ablation, metric: Metric
-) -> dict[str, Any]:
-    """Everything that determines a score: the model and its numerics, the tokens, the ablation, the
-    metric, the version."""
-    return {
-        "model": {"name": model.name, **model.provenance},
-        "template": batch.template,
-        "tokens": batch.fingerprint,
-        "ablation": describe(ablation),
-        "metric": describe(metric),
-        "safetyheads": version("safetyheads"),
-    }
 
 
 def _bar(total: int, label: str, shown: bool | None) -> Any:

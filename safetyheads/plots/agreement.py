@@ -1,0 +1,284 @@
+"""Do the rankings agree? The agreement matrix, and the published heads beside a ranking of one's own.
+
+`plot_agreement` draws a table of `agreement_table`, one row an ordered pair of scores:
+
+=========  =====================================================================
+first      name of one score, a row of the matrix
+second     name of the other, a column
+spearman   rank correlation over all heads, from -1 to 1; NaN where there is none
+jaccard    overlap of the top k, from 0 to 1; NaN where there is none
+k          size of the top sets
+reason     why there are no numbers; empty where there are
+=========  =====================================================================
+
+`plot_published_heads` draws a table with the columns of `plot_head_scatter` over the readings of
+the paper's figures.
+"""
+
+# ruff: noqa: C408  (Plotly's documentation writes attributes as keyword arguments; so does this.)
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from safetyheads.plots.heads import plot_head_scatter
+from safetyheads.plots.style import DARK, FONT, human
+from safetyheads.published import (
+    LLAMA,
+    N_HEADS,
+    N_LAYERS,
+    SCALING,
+    UNDIFFERENTIATED,
+    published_heads,
+)
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects
+
+COLUMNS = ("first", "second", "spearman", "jaccard", "k", "reason")
+"""The columns that an agreement table must have."""
+CELL = 46
+"""Width and height of a cell of the matrix, in pixels."""
+LINE = 21
+"""Height of one line of a note or of a legend, in pixels."""
+LOOKS = {
+    "stated": ("star", "#d62728", "named in the paper or its code"),
+    "read twice": ("square", "#8c8c8c", "in the figure, read twice"),
+    "read once": ("square-open", "#8c8c8c", "in the figure, read once"),
+}
+"""Marker, colour and legend of each certainty of a published head."""
+
+
+def plot_agreement(
+    table: "pandas.DataFrame", *, title: str | None = None
+) -> "plotly.graph_objects.Figure":
+    """Draw the agreement of every two scores: Spearman's correlation left, the overlap of the top k right.
+
+    Pairs without numbers stay blank, and their reason is named below the figure.
+
+    Args:
+        table: one row an ordered pair, with the columns that the module documents.
+        title: a heading; none by default.
+
+    Raises:
+        ValueError: a column is missing, the table is empty, a pair occurs twice, or k varies.
+
+    Example:
+        >>> import pandas
+        >>> pair = dict(spearman=1.0, jaccard=1.0, k=10, reason="")
+        >>> figure = plot_agreement(pandas.DataFrame([dict(first="a", second="a", **pair)]))
+        >>> [trace.name for trace in figure.data]
+        ['Spearman', 'Jaccard, top 10']
+    """
+    import plotly.graph_objects as go
+
+    _check_agreement(table)
+    names = table["first"].drop_duplicates().tolist()
+    # Columns are too narrow for names: rows have a number and a name, columns the number.
+    labels = [f"{_label(name)}  <b>{at}</b>" for at, name in enumerate(names, start=1)]
+    k = int(table["k"].iloc[0])
+    kinds = (
+        ("spearman", "Spearman", -1.0, "RdBu_r"),
+        ("jaccard", f"Jaccard, top {k}", 0.0, "Viridis"),
+    )
+    side = CELL * len(names)
+    notes = [f"blank: {reason}" for reason in table["reason"].unique() if reason]
+    left, gap, top = 16 + 7 * max(len(_label(name)) + 4 for name in names), 110, 64 if title else 40
+    bottom = 36 + LINE * len(notes)
+    right = 90
+    inner = 2 * side + gap
+    figure = go.Figure(
+        layout=dict(
+            template="none",
+            width=left + inner + right,
+            height=top + side + bottom,
+            margin=dict(l=left, r=right, t=top, b=bottom, autoexpand=False),
+            font=dict(family=FONT, size=12, color=DARK),
+            paper_bgcolor="white",
+            plot_bgcolor="#efefef",
+            title=dict(text=escape(title or ""), x=0.5, y=1, yanchor="top", pad=dict(t=14)),
+        )
+    )
+    places = list(range(len(names)))
+    for at, (column, name, low, scale) in enumerate(kinds):
+        values = table.pivot(index="first", columns="second", values=column)
+        values = values.reindex(index=names, columns=names)
+        shown = [["" if v != v else f"{v:.2f}" for v in row] for row in values.to_numpy().tolist()]
+        suffix = "" if at == 0 else "2"
+        start = at * (side + gap) / inner
+        end = start + side / inner
+        bar = dict(x=end + 8 / inner, xanchor="left", xpad=0, thickness=12, outlinewidth=0)
+        hover = "%{customdata[0]}<br>%{customdata[1]}<br>" + name + ": %{z:.3f}"
+        pairs = [[[human(a), human(b)] for b in names] for a in names]
+        figure.add_heatmap(
+            z=values.to_numpy(),
+            x=places,
+            y=places,
+            text=shown,
+            texttemplate="%{text}",
+            customdata=pairs,
+            name=name,
+            zmin=low,
+            zmax=1.0,
+            colorscale=scale,
+            colorbar=bar,
+            hoverongaps=False,
+            hovertemplate=hover + "<extra></extra>",
+            xgap=1,
+            ygap=1,
+            xaxis=f"x{suffix}",
+            yaxis=f"y{suffix}",
+        )
+        axis = dict(tickvals=places, showgrid=False, zeroline=False)
+        ends = [-0.5, len(names) - 0.5]
+        numbers = [f"<b>{place + 1}</b>" for place in places]
+        figure.layout[f"xaxis{suffix}"] = dict(
+            axis, ticktext=numbers, range=ends, domain=[start, end], anchor=f"y{suffix}"
+        )
+        figure.layout[f"yaxis{suffix}"] = dict(
+            axis,
+            ticktext=numbers if at else labels,
+            range=ends[::-1],
+            domain=[0, 1],
+            anchor=f"x{suffix}",
+        )
+        figure.add_annotation(
+            text=name,
+            **dict(x=(start + end) / 2, y=1, yanchor="bottom", yshift=6, showarrow=False),
+            **dict(xref="paper", yref="paper", font=dict(size=15)),
+        )
+    if notes:
+        figure.add_annotation(
+            text="<br>".join(escape(note, quote=False) for note in notes),
+            **dict(x=0, xanchor="left", xshift=8 - left, y=0, yanchor="bottom", yshift=6 - bottom),
+            **dict(xref="paper", yref="paper", showarrow=False, align="left", name="note"),
+            font=dict(size=12, color="#595959"),
+        )
+    return figure
+
+
+def _check_agreement(table: "pandas.DataFrame") -> None:
+    missing = [name for name in COLUMNS if name not in table.columns]
+    if missing or table.empty:
+        raise ValueError(
+            f"the table has {len(table)} rows and lacks the columns {', '.join(missing) or 'nothing'}; "
+            f"expected one row a pair with {', '.join(COLUMNS)}, as agreement_table() makes"
+        )
+    if table["k"].nunique() > 1 or table.duplicated(["first", "second"]).any():
+        raise ValueError(
+            "the table holds a pair twice or several k: expected one agreement_table(), with one k"
+        )
+
+
+def _label(name: str) -> str:
+    """A score's name in a reader's words."""
+    return escape(", ".join(human(part) for part in name.split(", ")), quote=False)
+
+
+def plot_published_heads(
+    table: "pandas.DataFrame",
+    *,
+    model: str = LLAMA,
+    dataset: str | None = None,
+    k: int = 10,
+    **options: Any,
+) -> "plotly.graph_objects.Figure":
+    """Scatter the k highest-ranked heads over the heads that the paper's figures show, a panel an ablation.
+
+    A grey square covers every position that a published marker can have, given how well it could be
+    read. `published_heads` says where the positions come from and how sure they are.
+
+    Args:
+        table: all heads of a model of 32 layers and 32 heads, with the columns of `plot_head_scatter`.
+        model: whose published heads, `"Llama-2-7b-chat"` or `"Vicuna-7b-v1.5"`.
+        dataset: only those of the panels on `"jailbreakbench"` or `"malicious_instruct"`; by default both.
+        k: how many heads of the table to draw in each panel and series.
+        options: the further arguments of `plot_head_scatter`.
+
+    Raises:
+        ValueError: the table is not of 32 layers and 32 heads, has no ablation that the paper has,
+            or nothing was published for the model and dataset; and what `plot_head_scatter` raises.
+    """
+    published = published_heads()
+    known = published[["model", "dataset"]].drop_duplicates()
+    published = published[published["model"] == model]
+    if dataset is not None:
+        published = published[published["dataset"] == dataset]
+    if published.empty:
+        pairs = [f"{m} on {d}" for m, d in known.itertuples(index=False)]
+        raise ValueError(
+            f"nothing is published for {model} on {dataset or 'any dataset'}; there is {', '.join(pairs)}"
+        )
+    ablations = [
+        ablation
+        for ablation in (UNDIFFERENTIATED, SCALING)
+        if ablation in set(table.get("ablation", ())) & set(published["ablation"])
+    ]
+    if not ablations:
+        raise ValueError(
+            f"the table has none of the ablations that the figures have, {UNDIFFERENTIATED} and {SCALING}; "
+            f"it has {', '.join(map(str, set(table.get('ablation', ())))) or 'no ablation column'}"
+        )
+    table = table[table["ablation"].isin(ablations)]
+    shape = (int(table["layer"].max()) + 1, int(table["head"].max()) + 1)
+    if shape != (N_LAYERS, N_HEADS):
+        raise ValueError(
+            f"the table is of a model of {shape[0]} layers x {shape[1]} heads, and the published heads are of "
+            f"{model}, {N_LAYERS} layers x {N_HEADS} heads: heads of different models cannot be laid over each "
+            "other; score that model, with all its heads in the table"
+        )
+    sizes = {"n_layers": N_LAYERS, "n_heads": N_HEADS}
+    figure = plot_head_scatter(
+        table, **{"panel": "ablation", "series": "dataset", "k": k, **sizes, **options}
+    )
+    mine = len(figure.data)
+    for index, ablation in enumerate(ablations):
+        suffix = str(index + 1) if index else ""
+        rows = published[published["ablation"] == ablation]
+        _lay_under(figure, rows, suffix)
+    # Room for the legend above all heads, some of which are not in the table.
+    lines = len(LOOKS) + len(figure.data[:mine]) // (2 * len(ablations))
+    share = (LINE * lines + 30) / 420
+    figure.update_yaxes(range=[-0.8, (N_HEADS - 0.2) / (1 - share)])
+    # Published heads first, so that one's own lie on top of them.
+    figure.data = (*figure.data[mine:], *figure.data[:mine])
+    return figure
+
+
+def _lay_under(figure: Any, rows: "pandas.DataFrame", suffix: str) -> None:
+    """The published heads of one panel: where each may lie, and where it was read."""
+    for certainty, (shape, color, words) in LOOKS.items():
+        some = rows[rows["certainty"] == certainty]
+        rows = rows[~rows["label"].isin(some["label"])]  # shown once, by its surest reading
+        some = some.groupby("label", as_index=False).agg(
+            {"layer": "first", "head": "first", "off_by": "first", "figure": ", ".join}
+        )
+        for row in some.itertuples():
+            reach = row.off_by + 0.5
+            corners = dict(x0=row.layer - reach, x1=row.layer + reach)
+            corners |= dict(y0=row.head - reach, y1=row.head + reach)
+            figure.add_shape(
+                type="rect",
+                xref=f"x{suffix}",
+                yref=f"y{suffix}",
+                layer="below",
+                fillcolor="rgba(120,120,120,0.16)",
+                line=dict(width=0),
+                **corners,
+            )
+        if len(some):
+            figure.add_scatter(
+                mode="markers",
+                x=some["layer"],
+                y=some["head"],
+                text=[
+                    f"{label}, {words}<br>Figure {f}"
+                    for label, f in zip(some["label"], some["figure"], strict=True)
+                ],
+                hovertemplate="%{text}<extra></extra>",
+                name=words,
+                legend=f"legend{suffix}",
+                marker=dict(symbol=shape, color=color, size=13 if shape == "star" else 9),
+                xaxis=f"x{suffix}",
+                yaxis=f"y{suffix}",
+            )

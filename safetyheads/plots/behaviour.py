@@ -1,0 +1,198 @@
+"""How do refusal and attack success change as heads are ablated?
+
+`plot_refusal_under_ablation` draws the table of `RefusalCurve.to_frame()`, one row a rate:
+
+=========  =====================================================================
+dataset    the prompts
+side       `harmful` or `harmless`
+verdict    `refuse`, `comply`, `deflect` or `degenerate`
+arm        `baseline`, `top` of the ranking, or `random` heads of the same layers
+size       how many heads are ablated; 0 for the baseline
+seed       which draw of random heads
+rate       the share of answers with that verdict
+low, high  its interval
+n          how many answers
+heads      the ablated heads, for the hover text
+model      optional: the model, for the title
+ablation   optional: what was done to the heads, for the title
+=========  =====================================================================
+"""
+
+# ruff: noqa: C408  (Plotly's documentation writes attributes as keyword arguments; so does this.)
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from safetyheads.plots.style import DARK, FONT, human
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects
+
+COLUMNS = ("dataset", "side", "verdict", "arm", "size", "seed", "rate", "low", "high", "n", "heads")
+"""The columns that every table must have."""
+
+TOP_COLOUR, RANDOM_COLOUR = "#b5367a", "#7f7f7f"
+PANEL_WIDTH, PANEL_HEIGHT = 300, 230
+_TITLES = {
+    ("harmful", "refuse"): "Refusal",
+    ("harmful", "comply"): "Attack success",
+    ("harmless", "refuse"): "Over-refusal",
+    ("harmless", "comply"): "Answered",
+}
+
+
+def plot_refusal_under_ablation(
+    table: "pandas.DataFrame",
+    *,
+    verdicts: Sequence[str] = ("refuse", "comply", "degenerate"),
+    note: str | None = None,
+) -> "plotly.graph_objects.Figure":
+    """Draw rates against the number of ablated heads: a row of panels a dataset and side, a panel a verdict.
+
+    The ranking's heads are a line with the table's intervals. Each draw of random heads is a thin grey line, their mean
+    a thick one. Both arms begin at the untouched model.
+
+    Args:
+        table: the rates, with the columns that the module documents.
+        verdicts: which of them to draw, in order.
+        note: a caption drawn under the figure.
+
+    Raises:
+        ValueError: a column is missing, or the table lacks the ranking's heads or a verdict.
+    """
+    import plotly.graph_objects as go
+
+    if missing := [name for name in COLUMNS if name not in table.columns]:
+        raise ValueError(
+            f"the table lacks the columns {', '.join(missing)}: give RefusalCurve.to_frame()"
+        )
+    if "top" not in set(table["arm"]):
+        raise ValueError("the table has no rows with arm 'top': there is no ranking to draw")
+    if absent := [verdict for verdict in verdicts if verdict not in set(table["verdict"])]:
+        raise ValueError(f"the table has no verdict {absent[0]!r}")
+    rows = list(dict.fromkeys(zip(table["dataset"], table["side"], strict=True)))
+    figure = go.Figure()
+    left, right, top, bottom, gap_x, gap_y = 74, 20, 100, 62 + 20 * bool(note), 46, 62
+    width = left + right + len(verdicts) * PANEL_WIDTH + (len(verdicts) - 1) * gap_x
+    height = top + bottom + len(rows) * PANEL_HEIGHT + (len(rows) - 1) * gap_y
+    inner_width, inner_height = width - left - right, height - top - bottom
+    sizes = sorted(set(table["size"]) | {0})
+    for row, (dataset, side) in enumerate(rows):
+        for column, verdict in enumerate(verdicts):
+            number = row * len(verdicts) + column
+            suffix = "" if number == 0 else str(number + 1)
+            x0 = column * (PANEL_WIDTH + gap_x) / inner_width
+            y1 = 1 - row * (PANEL_HEIGHT + gap_y) / inner_height
+            figure.layout[f"xaxis{suffix}"] = dict(
+                _axis(),
+                domain=[x0, x0 + PANEL_WIDTH / inner_width],
+                anchor=f"y{suffix}",
+                tickvals=sizes,
+                range=[-0.3, sizes[-1] + 0.3],
+                title=dict(text="Heads ablated", standoff=6) if row == len(rows) - 1 else None,
+            )
+            figure.layout[f"yaxis{suffix}"] = dict(
+                _axis(),
+                domain=[y1 - PANEL_HEIGHT / inner_height, y1],
+                anchor=f"x{suffix}",
+                range=[-0.03, 1.03],
+                tickvals=[0, 0.25, 0.5, 0.75, 1],
+                ticktext=["0 %", "25 %", "50 %", "75 %", "100 %"],
+                title=dict(text="Share of answers", standoff=8) if column == 0 else None,
+            )
+            title = _TITLES.get((side, verdict), verdict.capitalize())
+            where = human(dataset) + ("" if side == "harmful" else ", harmless")
+            figure.add_annotation(
+                text=f"<b>{escape(title)}</b>  {escape(where)}",
+                **dict(xref="paper", yref="paper", x=x0, y=y1, xanchor="left", yanchor="bottom"),
+                **dict(showarrow=False, font=dict(size=13, color=DARK), yshift=4),
+            )
+            panel = table[
+                (table["dataset"] == dataset)
+                & (table["side"] == side)
+                & (table["verdict"] == verdict)
+            ]
+            _draw(figure, panel, f"x{suffix}", f"y{suffix}", legend=number == 0)
+    figure.update_layout(
+        **dict(width=width, height=height, paper_bgcolor="white", plot_bgcolor="white"),
+        margin=dict(l=left, r=right, t=top, b=bottom),
+        font=dict(family=FONT, size=12, color=DARK),
+        title=dict(text=_title(table), x=left / width, y=1 - 14 / height, yanchor="top"),
+        title_font=dict(size=16, color=DARK),
+        legend=dict(
+            **dict(orientation="h", x=0, xanchor="left", y=1 + 30 / inner_height),
+            **dict(yanchor="bottom", bgcolor="rgba(0,0,0,0)"),
+        ),
+    )
+    if note:
+        figure.add_annotation(
+            text=escape(note),
+            **dict(xref="paper", yref="paper", x=0, y=0, xanchor="left", yanchor="top"),
+            **dict(yshift=-44, showarrow=False, align="left", font=dict(size=11, color="#595959")),
+        )
+    return figure
+
+
+def _axis() -> dict[str, Any]:
+    line = dict(showline=True, linecolor=DARK, ticks="outside", tickcolor=DARK, zeroline=False)
+    return dict(line, showgrid=True, gridcolor="#ececec")
+
+
+def _title(table: "pandas.DataFrame") -> str:
+    names = [
+        human(str(table[column].iloc[0])) for column in ("ablation", "model") if column in table
+    ]
+    return escape("Behaviour under ablation: " + ", ".join(names) if names else "Behaviour")
+
+
+def _draw(
+    figure: "plotly.graph_objects.Figure",
+    panel: "pandas.DataFrame",
+    x: str,
+    y: str,
+    *,
+    legend: bool,
+) -> None:
+    """One panel: thin grey draws, their mean, and the ranking with its intervals on top."""
+    baseline = panel[panel["arm"] == "baseline"]
+    drawn = panel[panel["arm"] == "random"]
+    axes: dict[str, Any] = dict(xaxis=x, yaxis=y)
+    start = [(0, rate) for rate in baseline["rate"]]
+    for _, one in drawn.groupby("seed"):
+        points = [*start, *sorted(zip(one["size"], one["rate"], strict=True))]
+        figure.add_scatter(
+            **axes,
+            **dict(x=[p[0] for p in points], y=[p[1] for p in points], mode="lines"),
+            line=dict(color=RANDOM_COLOUR, width=1),
+            **dict(opacity=0.5, showlegend=False, hoverinfo="skip"),
+        )
+    if len(drawn):
+        means = drawn.groupby("size")["rate"].mean()
+        points = [*start, *zip(means.index, means, strict=True)]
+        figure.add_scatter(
+            **axes,
+            **dict(x=[p[0] for p in points], y=[p[1] for p in points], mode="lines+markers"),
+            line=dict(color=RANDOM_COLOUR, width=2.5),
+            marker=dict(size=7, symbol="square"),
+            **dict(name=f"Random heads, mean of {drawn['seed'].nunique()}", showlegend=legend),
+            hovertemplate="%{y:.0%} with %{x} random heads<extra></extra>",
+        )
+    import pandas
+
+    ranked = pandas.concat([baseline, panel[panel["arm"] == "top"]]).sort_values("size")
+    figure.add_scatter(
+        **axes,
+        **dict(x=ranked["size"].tolist(), y=ranked["rate"].tolist(), mode="lines+markers"),
+        error_y=dict(
+            **dict(type="data", symmetric=False, thickness=1.3, width=4, color=TOP_COLOUR),
+            array=(ranked["high"] - ranked["rate"]).tolist(),
+            arrayminus=(ranked["rate"] - ranked["low"]).tolist(),
+        ),
+        line=dict(color=TOP_COLOUR, width=2.5),
+        marker=dict(size=9, line=dict(color="white", width=1)),
+        **dict(name="Top heads, 95 % Wilson interval", showlegend=legend),
+        text=[heads or "untouched" for heads in ranked["heads"]],
+        hovertemplate="%{y:.0%} (%{text})<extra></extra>",
+    )

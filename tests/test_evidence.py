@@ -1,0 +1,321 @@
+"""Do specificity, null bands and stability find what is there, and nothing where nothing is?"""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from safetyheads import evidence, stats
+from safetyheads.evidence import (
+    null_band,
+    power_curve,
+    prompt_scores,
+    rank_stability,
+    score_subsets,
+    specificity,
+)
+from safetyheads.heads import HeadScores
+from safetyheads.metrics import GeneralizedShips
+from safetyheads.model import load_model
+from safetyheads.probes.ablation import score_heads
+from safetyheads.prompts import PromptSet
+from tests.test_stats import normal, worst_gap_to_uniform
+from tests.zoo import CONFIGS, random_model, sentence, tokenizer
+
+
+def scores(per_prompt, largest_first=True, **changes):
+    """Scores of a metric that is a number a prompt."""
+    made = HeadScores(per_prompt.mean(-1), per_prompt, "zero", "made_up", "nat", largest_first)
+    return dataclasses.replace(made, **changes)
+
+
+def angles(states, ablated, space="left", rank=1):
+    """Generalized Ships of made-up final states [head prompt d], as one layer."""
+    metric = GeneralizedShips(space, rank)
+    grams = torch.stack([states @ states.mT, states @ ablated.mT, ablated @ ablated.mT], dim=1)
+    values, _ = metric.score(grams)
+    return HeadScores(
+        values[None],
+        None,
+        "zero",
+        metric.name,
+        "deg",
+        provenance={"metric": {"space": space, "rank": rank}},
+        readings=grams[None],
+    )
+
+
+def made_up_angles(n_heads, n_prompts, seed, space="left", noise=0.3):
+    states = 2 * normal(8, seed=99) + normal(n_heads, n_prompts, 8, seed=seed)
+    return angles(states, states + noise * normal(n_heads, n_prompts, 8, seed=seed + 1), space)
+
+
+@pytest.fixture(scope="module")
+def two_sides():
+    """Four layers of six heads; L2H3 matters on harmful prompts, L1H1 for everything."""
+    harmful, harmless = normal(4, 6, 16).exp(), normal(4, 6, 16, seed=1).exp()
+    harmful[2, 3] += 5
+    harmful[1, 1] += 9
+    harmless[1, 1] += 9
+    return harmful, harmless
+
+
+# Specificity ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_head_that_matters_on_harmful_prompts_is_found_and_one_that_matters_for_all_is_not(
+    two_sides, paired
+):
+    harmful, harmless = (scores(side) for side in two_sides)
+    found = specificity(harmful, harmless, paired=paired)
+    torch.testing.assert_close(found.values, harmful.values - harmless.values)
+    assert (found.q < 0.05).nonzero().tolist() == [[2, 3]]
+    assert found.low[2, 3] > 2
+    assert found.low[1, 1] < 0 < found.high[1, 1]
+    assert harmful.values.argmax().item() == 1 * 6 + 1  # the score alone puts that head first
+    assert null_band(found).inside.logical_not().sum() < 4
+    assert not null_band(found).inside[2, 3]
+    assert found.n_prompts == (16, 16)
+    assert found.test == ("sign flips" if paired else "label permutation")
+
+
+def test_statistics_are_those_of_stats_on_each_head(two_sides):
+    first, second = two_sides
+    found = specificity(scores(first), scores(second), paired=True, confidence=0.9, seed=3)
+    low, high = stats.bootstrap_interval(first[3, 2] - second[3, 2], confidence=0.9, seed=3)
+    torch.testing.assert_close(
+        torch.stack([found.low, found.high])[:, 3, 2], torch.stack([low, high])
+    )
+    assert found.p[3, 2] == stats.permutation_p(first[3, 2] - second[3, 2], seed=3)
+    assert found.q.equal(stats.benjamini_hochberg(found.p))
+    assert found.error[3, 2].item() == pytest.approx((first - second)[3, 2].std().item() / 4)
+    apart = specificity(scores(first), scores(second[..., :9]), paired=False)
+    assert apart.n_prompts == (16, 9)
+    assert apart.p[3, 2] == stats.permutation_p(first[3, 2], second[3, 2, :9])
+
+
+def test_pairs_see_what_two_sets_do_not():
+    """Pairs that differ by little, against prompts that differ by much."""
+    harmless = 10 * normal(1, 1, 12)
+    harmful = harmless + 0.5 + 0.1 * normal(1, 1, 12, seed=1)
+    assert specificity(scores(harmful), scores(harmless), paired=True).p.item() < 0.001
+    assert specificity(scores(harmful), scores(harmless), paired=False).p.item() > 0.5
+
+
+def test_a_refusal_shift_is_specific_where_it_is_more_negative_on_harmful_prompts():
+    harmful = scores(normal(2, 3, 12) - 4, largest_first=False)
+    harmless = scores(normal(2, 3, 12, seed=1), largest_first=False)
+    found = specificity(harmful, harmless, paired=True)
+    assert (found.values > 2).all()
+    assert (found.low > 0).all()
+    torch.testing.assert_close(found.values, harmless.values - harmful.values)
+    assert not null_band(found).inside.any()
+
+
+def test_p_values_of_relabelled_pairs_are_uniform():
+    """A fair coin decides in every pair which member counts as harmful."""
+    coin = (torch.rand(40, 30, 14, generator=torch.Generator().manual_seed(2)) < 0.5).double()
+    first, second = normal(40, 30, 14).exp(), 3 + normal(40, 30, 14, seed=1)
+    harmful, harmless = coin * first + (1 - coin) * second, coin * second + (1 - coin) * first
+    found = specificity(
+        scores(harmful), scores(harmless), paired=True, n_resamples=50, n_permutations=2000
+    )
+    assert worst_gap_to_uniform(found.p.flatten()) < 1.63 / math.sqrt(1200)
+    band = null_band(found)
+    assert band.inside.double().mean().item() == pytest.approx(0.975, abs=0.015)
+
+
+def test_p_values_of_a_model_whose_labels_are_random_are_uniform():
+    """One sweep of a random network; its prompts are then dealt into harmful and harmless a few hundred times."""
+    words = torch.randint(6, 97, (20, 4), generator=torch.Generator().manual_seed(0)).tolist()
+    prompts = PromptSet("dealt", tuple(sentence(*ids) for ids in words), ())
+    model = load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    swept = score_heads(model, prompts, progress=False)
+    generator, p = torch.Generator().manual_seed(1), []
+    for _ in range(120):
+        order = torch.randperm(20, generator=generator)
+        sides = [
+            dataclasses.replace(swept, per_prompt=part, values=part.mean(-1))
+            for part in (swept.per_prompt[..., order[:11]], swept.per_prompt[..., order[11:]])
+        ]
+        found = specificity(*sides, paired=False, n_resamples=20, n_permutations=200)
+        p.append(found.p.flatten())
+    for head in (0, 9, 23):
+        assert worst_gap_to_uniform(torch.stack(p)[:, head]) < 1.63 / math.sqrt(120)
+    # Over all heads of one deal p-values hang together; over deals each is as rare as it says.
+    assert (torch.stack(p) < 0.05).double().mean().item() == pytest.approx(0.05, abs=0.015)
+
+
+def test_estimated_scores_enter_no_statistic(two_sides):
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Screened(HeadScores):
+        exact: torch.Tensor | None = None
+
+    exact = torch.ones(4, 6, dtype=torch.bool)
+    exact[0, 1] = exact[3] = False
+    first, second = (side.clone() for side in two_sides)
+    first[~exact] = second[~exact] = torch.nan  # whatever stands there must not be read
+    fields = {f.name: getattr(scores(first), f.name) for f in dataclasses.fields(HeadScores)}
+    fields.pop("exact", None)
+    screened = Screened(**fields, exact=exact)
+    found = specificity(screened, scores(second), paired=True)
+    assert found.p.isnan().equal(~exact)
+    assert found.values.isnan().equal(~exact)
+    torch.testing.assert_close(found.q, stats.benjamini_hochberg(found.p), equal_nan=True)
+    assert null_band(found).inside[~exact].all()
+    whole = specificity(*(scores(side) for side in two_sides), paired=True)
+    assert found.p[exact].equal(whole.p[exact])
+    with pytest.raises(ValueError, match="7 of 24 scores are estimates"):
+        rank_stability(screened)
+    none = Screened(**fields, exact=torch.zeros(4, 6, dtype=torch.bool))
+    with pytest.raises(ValueError, match="every score is an estimate"):
+        specificity(none, scores(second), paired=True)
+
+
+def test_sides_that_do_not_belong_together_are_refused(two_sides):
+    harmful, harmless = (scores(side) for side in two_sides)
+    other = dataclasses.replace(harmless, ablation="mean")
+    with pytest.raises(ValueError, match="the ablation is zero on one side and mean on the other"):
+        specificity(harmful, other, paired=True)
+    with pytest.raises(ValueError, match="16 harmful and 9 harmless prompts are no pairs"):
+        specificity(harmful, scores(two_sides[1][..., :9]), paired=True)
+    with pytest.raises(ValueError, match="give scores of one model"):
+        specificity(harmful, scores(two_sides[1][:3]), paired=True)
+    with pytest.raises(ValueError, match="1 prompt says nothing about spread"):
+        specificity(*(scores(side[..., :1]) for side in two_sides), paired=True)
+    bare = dataclasses.replace(harmful, per_prompt=None)
+    with pytest.raises(ValueError, match="hold nothing a prompt"):
+        specificity(bare, harmless, paired=True)
+
+
+# Generalized Ships ---------------------------------------------------------------------------------------------------
+
+
+def test_a_subset_of_gram_readings_is_the_score_of_its_prompts():
+    states = 2 * normal(8, seed=99) + normal(5, 12, 8)
+    ablated = states + 0.3 * normal(5, 12, 8, seed=1)
+    for space, rank in (("left", 1), ("left", 2), ("right", 1), ("feature0", 1)):
+        whole = angles(states, ablated, space, rank)
+        some = torch.tensor([[3, 1, 7, 8, 10], [0, 2, 4, 6, 8]])
+        got = score_subsets(whole, some)
+        for row, chosen in zip(got, some, strict=True):
+            slow = angles(states[:, chosen], ablated[:, chosen], space, rank).values[0]
+            torch.testing.assert_close(row, slow.double(), rtol=1e-5, atol=1e-5)
+        assert got.std() > 0.1
+
+
+def test_prompt_scores_have_the_score_as_mean_and_the_bootstraps_spread():
+    whole = made_up_angles(12, 24, 0)
+    found = prompt_scores(whole)
+    torch.testing.assert_close(found.mean(-1), whole.values.double())
+    drawn = torch.randint(0, 24, (150, 24), generator=torch.Generator().manual_seed(0))
+    slow = score_subsets(whole, drawn).std(0)
+    ratio = slow / (found[0].std(-1) / math.sqrt(24))
+    assert ratio.median().item() == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_p_values_of_angles_are_nearly_uniform_where_both_sides_are_alike(paired):
+    harmful, harmless = made_up_angles(300, 12, 0), made_up_angles(300, 12, 5)
+    few = {"n_resamples": 50, "n_permutations": 2000}
+    found = specificity(harmful, harmless, paired=paired, **few)
+    assert worst_gap_to_uniform(found.p.flatten()) < 0.12
+    assert (found.p < 0.05).double().mean().item() == pytest.approx(0.05, abs=0.03)
+    more = specificity(made_up_angles(300, 12, 0, noise=0.6), harmless, paired=paired, **few)
+    assert (more.p < 0.05).double().mean() > 0.4
+    assert (more.values > 0).double().mean() > 0.9
+
+
+def test_angles_need_to_know_how_they_were_made():
+    lost = dataclasses.replace(made_up_angles(3, 6, 0), provenance={})
+    with pytest.raises(ValueError, match="provenance names no generalized Ships"):
+        prompt_scores(lost)
+
+
+# Null bands ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_layer_band_of_a_head_is_that_of_the_others(two_sides):
+    found = specificity(*(scores(side) for side in two_sides), paired=True)
+    band = null_band(found, null="layer")
+    for layer, head in ((2, 3), (0, 5)):
+        others = [found.values[layer, h] for h in range(6) if h != head]
+        assert band.high[layer, head] == torch.stack(others).quantile(0.975)
+    assert not band.inside[2, 3]
+    assert band.inside[2].sum() == 5
+    assert band.inside.equal(~(found.values > band.high))
+
+
+def test_the_band_of_a_random_network_is_in_standard_errors(two_sides):
+    found = specificity(*(scores(side) for side in two_sides), paired=True)
+    tiny = specificity(*(scores(1e-6 * side) for side in two_sides), paired=True)
+    for random in (found, tiny):  # its scale does not matter
+        band = null_band(found, null="random_init", random=random)
+        steps = found.values / found.error
+        assert band.inside.equal(steps <= steps.flatten().quantile(0.975))
+    with pytest.raises(ValueError, match="needs the specificity of a random copy"):
+        null_band(found, null="random_init")
+    with pytest.raises(ValueError, match="null is 'labls'; it must be one of labels, layer"):
+        null_band(found, null="labls")
+
+
+# Stability -----------------------------------------------------------------------------------------------------------
+
+
+def test_stability_is_that_of_stats_on_the_flat_scores(two_sides):
+    got = rank_stability(scores(two_sides[0]), k=4, n_resamples=20, seed=1)
+    flat = stats.split_half_stability(two_sides[0].flatten(0, 1), k=4, n_resamples=20, seed=1)
+    torch.testing.assert_close(got.spearman, flat.spearman)
+    torch.testing.assert_close(got.jaccard, flat.jaccard)
+
+
+def test_specificity_is_less_stable_than_a_score_that_matters_for_all(two_sides):
+    general = 3 * normal(4, 6, 1, seed=7)
+    harmful, harmless = (scores(side + general) for side in two_sides)
+    score = rank_stability(harmful).spearman.mean()
+    specific = rank_stability(harmful, harmless, paired=True).spearman.mean()
+    assert score > 0.8 > 0.5 > specific
+
+
+def test_the_top_of_a_refusal_shift_is_its_most_negative():
+    shift = torch.zeros(1, 20, 8)
+    shift[0, 3:5] = -9
+    shift = shift + normal(1, 20, 8)
+    assert (rank_stability(scores(shift, largest_first=False), k=2).jaccard == 1).all()
+    assert rank_stability(scores(shift), k=2).jaccard.mean() < 0.9
+
+
+def test_a_power_curve_rises_with_the_prompts():
+    made = scores(normal(4, 25, 1) + normal(4, 25, 40, seed=1), metric="made_up")
+    table = power_curve(made, k=5, n_resamples=40)
+    assert list(table.columns) == evidence.POWER_COLUMNS
+    assert table["prompts"].drop_duplicates().tolist() == [2, 4, 8, 16, 20]
+    assert set(table["ranking"]) == {"score"}
+    for against in ("other prompts", "all prompts"):
+        part = table[table["against"] == against]
+        assert part["spearman"].is_monotonic_increasing
+        assert (part["spearman_low"] < part["spearman"]).all()
+        assert (part["spearman"] < part["spearman_high"]).all()
+    # With noise of variance 1 a prompt, two sets of n agree to 1 / (1 + 1 / n), a set and all to the root of that.
+    other, whole = (
+        table[(table["against"] == against) & (table["prompts"] == 4)]["spearman"].item()
+        for against in ("other prompts", "all prompts")
+    )
+    assert other == pytest.approx(0.8, abs=0.06)
+    assert whole == pytest.approx(math.sqrt(0.8), abs=0.06)
+    half = table[(table["against"] == "other prompts") & (table["prompts"] == 20)]
+    exact = rank_stability(made, k=5, n_resamples=40)
+    assert half["spearman"].item() == pytest.approx(exact.spearman.mean().item())
+    assert half["overlap"].item() == pytest.approx(exact.jaccard.mean().item())
+
+
+def test_power_of_angles_and_of_specificity():
+    harmful, harmless = made_up_angles(8, 9, 0), made_up_angles(8, 9, 5)
+    table = power_curve(harmful, harmless, paired=True, k=3, n_resamples=4)
+    assert set(table["ranking"]) == {"specificity"}
+    assert table["prompts"].drop_duplicates().tolist() == [2, 4]
+    assert table["spearman"].between(-1, 1).all()
+    with pytest.raises(ValueError, match="two disjoint sets of 6 do not fit in 9 prompts"):
+        power_curve(harmful, sizes=[6])
