@@ -2,7 +2,8 @@
 
     python benchmarks/attention.py --model smollm2-135m-instruct --tokens 512 --threads 1
 
-Both sides run in one process, in turn, `--repeats` times for each layer; ratios are printed as min / median / max.
+Both sides run in one process, in turn, `--repeats` times for each layer. Printed are ratios of CPU time, min / median
+/ max.
 
 - stopped pass: the model's own forward pass, left when the block of that layer has given its output;
 - capture: `capture_attention` of that layer, mean over heads, with the running mean, mean logarithm and variance;
@@ -26,10 +27,10 @@ from safetyheads.prompts import TokenBatch
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+    """CPU time of one call, all threads together; on a shared machine wall time would measure the neighbours."""
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def stopped_pass(model: Any, ids: torch.Tensor, layer: int) -> None:

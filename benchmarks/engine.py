@@ -6,7 +6,8 @@ Both sides run in one process, in turn, `--repeats` times; ratios are printed as
 
 - batched loop: for each head one `run_with_hooks` pass over all prompts, as right-padded rows, with full logits;
 - one by one: for each head and each prompt one pass of batch 1, as the reference code does;
-- sweep: `sweep()` over every head of the model, all fixed costs in it (baseline, self-check, recorded calls).
+- sweep: `sweep()` over every head of the model (or of `--a-layer` heads in each layer), all fixed costs in it
+  (baseline, clean pass, self-check, recorded calls).
 
 A pass of a loop costs the same for every head, so the loops are timed on a few heads spread over the layers and scaled.
 The share of the machine's matrix-multiply rate is the sweep's useful multiply-adds (projections and MLPs of the rows
@@ -15,12 +16,13 @@ that must run; attention, norms, unembedding and all fixed costs count as loss) 
 """
 
 import argparse
-import resource
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import torch
 
 from safetyheads import UndifferentiatedAttention, load_model, load_prompts, tokenize
@@ -92,6 +94,26 @@ def matmul_rate(model: Any, tokens: int) -> float:
     return 2.0 * tokens * sum(m.numel() for m in matrices) / min(seconds(once) for _ in range(10))
 
 
+class PeakMemory:
+    """Resident memory of this process above what it was at the start, sampled every 5 ms."""
+
+    def __enter__(self) -> "PeakMemory":
+        self.process, self.highest, self.running = psutil.Process(), 0, True
+        self.before = self.process.memory_info().rss
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while self.running:
+            self.highest = max(self.highest, self.process.memory_info().rss - self.before)
+            time.sleep(0.005)
+
+    def __exit__(self, *_: object) -> None:
+        self.running = False
+        self.thread.join()
+
+
 def spread(values: list[float]) -> str:
     """Minimum, median and maximum."""
     return f"{min(values):.2f} / {statistics.median(values):.2f} / {max(values):.2f}"
@@ -115,18 +137,28 @@ def main() -> None:
         "--rows", type=int, help="of one forward pass; by its tokens when not given"
     )
     parser.add_argument("--heads", type=int, default=3, help="heads on which the loops are timed")
+    parser.add_argument(
+        "--a-layer", type=int, help="heads of each layer that are swept; all when not given"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = load_model(options.model)
     batch = tokenize(load_prompts("builtin").limit(options.prompts).harmful, model.tokenizer)
-    heads = [Head(la, he) for la in range(model.n_layers) for he in range(model.n_heads)]
+    a_layer = options.a_layer or model.n_heads
+    heads = [Head(la, he) for la in range(model.n_layers) for he in range(a_layer)]
     edits = [AblateHead(head, UndifferentiatedAttention()) for head in heads]
     few = list(sampled(model, options.heads))
     scale = len(heads) / len(few)
-    work = multiply_adds(model, batch, options.rows)
+    work = multiply_adds(model, batch, options.rows) * a_layer / model.n_heads
     singles = [batch.select([n]) for n in range(min(options.prompts, 2))]
     per_single = options.prompts / len(singles)
-    times: dict[str, list[float]] = {"batched": [], "single": [], "sweep": [], "share": []}
+    times: dict[str, list[float]] = {
+        "batched": [],
+        "single": [],
+        "sweep": [],
+        "share": [],
+        "memory": [],
+    }
     for _ in range(options.repeats):
         times["batched"].append(
             scale * seconds(lambda: [loop_pass(model, batch.ids, batch.lengths, h) for h in few])
@@ -137,15 +169,13 @@ def main() -> None:
             * seconds(lambda: [loop_pass(model, s.ids, s.lengths, h) for h in few for s in singles])
         )
         rate = matmul_rate(model, TOKENS_A_PASS["cpu"])
-        spent = seconds(lambda: sweep(model, batch, edits, Ships(), rows=options.rows))
+        with PeakMemory() as memory:
+            spent = seconds(lambda: sweep(model, batch, edits, Ships(), rows=options.rows))
+        times["memory"].append(memory.highest / 2**30)
         times["sweep"].append(spent)
         times["share"].append(work / spent / rate)
     batched = [b / s for b, s in zip(times["batched"], times["sweep"], strict=True)]
     single = [b / s for b, s in zip(times["single"], times["sweep"], strict=True)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    weights = (
-        sum(p.numel() * p.element_size() for p in model.bridge.original_model.parameters()) / 2**30
-    )
     print(
         f"{model.name}, {options.prompts} prompts of {batch.lengths.min()}-{batch.lengths.max()} tokens "
         f"({batch.prefix_length} shared), {len(heads)} heads, {options.threads} thread(s), min / median / max"
@@ -154,7 +184,7 @@ def main() -> None:
     print(f"  batched run_with_hooks loop / sweep          {spread(batched)}")
     print(f"  one pass a head and prompt / sweep           {spread(single)}")
     print(f"  share of the matrix-multiply rate            {spread(times['share'])}")
-    print(f"  peak memory of the process [GiB]             {peak:.2f} (weights {weights:.2f})")
+    print(f"  peak memory beyond the model [GiB]           {spread(times['memory'])}")
 
 
 if __name__ == "__main__":

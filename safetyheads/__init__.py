@@ -26,13 +26,18 @@ if TYPE_CHECKING:
     )
     from safetyheads.executors import process_map, ray_map
     from safetyheads.export import Export, export_ablated
-    from safetyheads.heads import Head, HeadScores
+    from safetyheads.ground_truth import check_methods
+    from safetyheads.heads import Audit, Head, HeadScores
     from safetyheads.interventions import (
+        AblateHead,
+        AblateHeads,
+        BypassLayers,
         MeanAblation,
         ResampleAblation,
         ScalingContribution,
         UndifferentiatedAttention,
         ZeroAblation,
+        mean_z,
     )
     from safetyheads.jailbreaks import ROLE_PLAY, lengthen, wrap
     from safetyheads.judges import ExampleJudge, Judge, KeywordJudge
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from safetyheads.model import HookedModel, load_model, random_copy
     from safetyheads.parts import merge_rankings, merge_scores, rank_layers
     from safetyheads.planning import Plan, plan
+    from safetyheads.planted import Planted, plant
     from safetyheads.plots.agreement import plot_agreement, plot_published_heads
     from safetyheads.plots.attention import (
         plot_attention_divergence,
@@ -49,8 +55,10 @@ if TYPE_CHECKING:
     from safetyheads.plots.behaviour import plot_refusal_under_ablation
     from safetyheads.plots.evidence import plot_power, plot_specificity
     from safetyheads.plots.files import write_html, write_image
+    from safetyheads.plots.groups import plot_group_curve
     from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
-    from safetyheads.probes.ablation import score_heads, score_layers
+    from safetyheads.plots.traces import plot_detection
+    from safetyheads.probes.ablation import score_heads, score_layers, screen_heads
     from safetyheads.probes.attention import (
         AttentionCapture,
         AttentionMaps,
@@ -71,42 +79,60 @@ if TYPE_CHECKING:
         attention_by_segment,
         attention_divergence,
     )
+    from safetyheads.probes.groups import HeadGroup, score_groups, search_heads
+    from safetyheads.probes.traces import (
+        JailbreakDetector,
+        Traces,
+        capture_traces,
+        fit_detector,
+        score_detectors,
+    )
     from safetyheads.probes.utility import Utility, lm_eval_model, measure_utility
     from safetyheads.prompts import TEMPLATES, PromptSet, TokenBatch, load_prompts, tokenize
     from safetyheads.published import published_heads
     from safetyheads.ranking import Ranking, rank_safety_heads
+    from safetyheads.screening import Screened
     from safetyheads.together import score_heads_together
 
 __all__ = [
     "ROLE_PLAY",
     "TEMPLATES",
+    "AblateHead",
+    "AblateHeads",
     "AttentionCapture",
     "AttentionDivergence",
     "AttentionMaps",
+    "Audit",
     "Behaviour",
+    "BypassLayers",
     "Comparison",
     "Definition",
     "ExampleJudge",
     "Export",
     "GeneralizedShips",
     "Head",
+    "HeadGroup",
     "HeadScores",
     "HiddenMagnitudes",
     "HookedModel",
+    "JailbreakDetector",
     "Judge",
     "KeywordJudge",
     "MeanAblation",
     "NullBand",
     "Plan",
+    "Planted",
     "PromptSet",
     "Ranking",
     "RefusalCurve",
     "RefusalShift",
     "ResampleAblation",
     "ScalingContribution",
+    "Screened",
     "Ships",
     "Specificity",
     "TokenBatch",
+    "Traces",
     "UndifferentiatedAttention",
     "Utility",
     "ZeroAblation",
@@ -116,23 +142,30 @@ __all__ = [
     "attention_divergence",
     "attention_maps",
     "capture_attention",
+    "capture_traces",
+    "check_methods",
     "compare_captures",
     "compare_definitions",
     "export_ablated",
+    "fit_detector",
     "hidden_magnitudes",
     "lengthen",
     "lm_eval_model",
     "load_model",
     "load_prompts",
+    "mean_z",
     "measure_behaviour",
     "measure_utility",
     "merge_rankings",
     "merge_scores",
     "null_band",
     "plan",
+    "plant",
     "plot_agreement",
     "plot_attention_divergence",
     "plot_attention_maps",
+    "plot_detection",
+    "plot_group_curve",
     "plot_head_heatmap",
     "plot_head_scatter",
     "plot_hidden_magnitudes",
@@ -149,9 +182,13 @@ __all__ = [
     "rank_stability",
     "ray_map",
     "refusal_under_ablation",
+    "score_detectors",
+    "score_groups",
     "score_heads",
     "score_heads_together",
     "score_layers",
+    "screen_heads",
+    "search_heads",
     "specificity",
     "tokenize",
     "wrap",
@@ -165,30 +202,37 @@ _NAMES_OF_MODULE = {
     "evidence": "NullBand Specificity null_band power_curve rank_stability specificity",
     "executors": "process_map ray_map",
     "export": "Export export_ablated",
-    "heads": "Head HeadScores",
-    "interventions": "MeanAblation ResampleAblation ScalingContribution UndifferentiatedAttention "
-    "ZeroAblation",
+    "ground_truth": "check_methods",
+    "heads": "Audit Head HeadScores",
+    "interventions": "AblateHead AblateHeads BypassLayers MeanAblation ResampleAblation "
+    "ScalingContribution UndifferentiatedAttention ZeroAblation mean_z",
     "jailbreaks": "ROLE_PLAY lengthen wrap",
     "judges": "ExampleJudge Judge KeywordJudge",
     "metrics": "GeneralizedShips RefusalShift Ships",
     "model": "HookedModel load_model random_copy",
     "parts": "merge_rankings merge_scores rank_layers",
+    "planted": "Planted plant",
     "plots.agreement": "plot_agreement plot_published_heads",
     "plots.attention": "plot_attention_divergence plot_attention_maps plot_hidden_magnitudes",
     "plots.behaviour": "plot_refusal_under_ablation",
     "plots.evidence": "plot_power plot_specificity",
     "planning": "Plan plan",
     "plots.files": "write_html write_image",
+    "plots.groups": "plot_group_curve",
     "plots.heads": "plot_head_heatmap plot_head_scatter",
-    "probes.ablation": "score_heads score_layers",
+    "plots.traces": "plot_detection",
+    "probes.ablation": "score_heads score_layers screen_heads",
     "probes.attention": "AttentionCapture AttentionMaps HiddenMagnitudes attention_maps "
     "capture_attention compare_captures hidden_magnitudes",
     "probes.behaviour": "Behaviour RefusalCurve measure_behaviour refusal_under_ablation",
     "probes.divergence": "AttentionDivergence attention_by_segment attention_divergence",
+    "probes.groups": "HeadGroup score_groups search_heads",
+    "probes.traces": "JailbreakDetector Traces capture_traces fit_detector score_detectors",
     "probes.utility": "Utility lm_eval_model measure_utility",
     "prompts": "TEMPLATES PromptSet TokenBatch load_prompts tokenize",
     "published": "published_heads",
     "ranking": "Ranking rank_safety_heads",
+    "screening": "Screened",
     "together": "score_heads_together",
 }
 _MODULE_OF_NAME = {

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from safetyheads.metrics import Metric
     from safetyheads.ranking import Ranking
 
-DEMO_MODEL = "smollm2-135m-instruct"
+DEMO_MODEL = "qwen2.5-coder-0.5b-instruct"
+SMALL_MODEL = "smollm2-135m-instruct"
 DEMO_FOLDER = "safetyheads-demo"
-DEMO_LIMIT = 4  # pairs; with these the demo ends within five minutes on two cores
+DEMO_LIMIT = 6  # pairs; with these the demo ends within three minutes on two cores
 ABLATIONS = ("undifferentiated_attention", "scaling_contribution", "zero", "mean", "resample")
 DEFAULT_ABLATIONS = ABLATIONS[:2]
 METRICS = ("ships", "generalized_ships", "refusal_shift")
@@ -29,12 +30,12 @@ EXECUTORS = ("process", "ray")
 METHODS = ("exact", "screened")
 UNFINISHED = "unfinished"
 NEGATIVE_CONTROL = (
-    f"{DEMO_MODEL} hardly ever refuses, so these heads are a negative control: "
+    f"{SMALL_MODEL} hardly ever refuses, so these heads are a negative control: "
     "they carry the next token of its answer, not a refusal."
 )
 NEXT_STEP = (
     "A model that refuses more, on prompts that it refuses:\n"
-    "  safetyheads rank --model qwen2.5-coder-0.5b-instruct --prompts malicious_instruct"
+    f"  safetyheads rank --model {DEMO_MODEL} --prompts malicious_instruct"
     " --metric refusal_shift --limit 8"
 )
 
@@ -120,9 +121,30 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; as stored")
     add("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
 
+    search = commands.add_parser("search", help="add heads greedily to a group, beside random ones")
+    add = search.add_argument
+    add("--model", default=DEMO_MODEL, help="Hub id, folder, .gguf or known name (%(default)s)")
+    add("--prompts", default="builtin", help="known name or .txt .csv .json .jsonl .parquet file")
+    add("--prompts-path", metavar="PATH", help="file or folder that holds a named prompt set")
+    add("--column", help="the file's column with the prompts; found when not given")
+    add("--ablation", choices=ABLATIONS, default=ABLATIONS[0], help="%(default)s")
+    add("--epsilon", type=float, help="what the first two ablations leave; their own default")
+    add("--seed", type=int, help="of the random groups and the resample ablation (0)")
+    add("--metric", choices=METRICS, default=METRICS[0], help="distance to the baseline (ships)")
+    add("--space", choices=("left", "right", "feature0"), help="of generalized_ships (left)")
+    add("--rank", type=positive_integer, help="singular vectors of generalized_ships (1)")
+    add("--steps", type=positive_integer, default=3, metavar="S", help="size of the group (3)")
+    add("--samples", type=positive_integer, default=20, metavar="N", help="random groups (20)")
+    add("--template", help='"chat", "bare", "query" or a text with {q}; by default the model\'s')
+    add("--limit", type=positive_integer, metavar="N", help="use N prompts; all when not given")
+    add("--batch", type=positive_integer, metavar="ROWS", help="rows of one forward pass")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps (%(default)s)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; as stored")
+    add("--out", type=Path, default=Path("safetyheads-group"), metavar="FOLDER", help="%(default)s")
+
     maps = commands.add_parser("maps", help="draw where benign and jailbreak prompts attend")
     add = maps.add_argument
-    add("--model", action="append", help=f"may be repeated, with a --layer each ({DEMO_MODEL})")
+    add("--model", action="append", help=f"may be repeated, with a --layer each ({SMALL_MODEL})")
     add("--layer", action="append", type=int, required=True, help="a row of maps; may be repeated")
     add("--benign", help="known name or file; the builtin harmless prompts")
     add("--jailbreak", help="known name or file; the builtin harmful ones in a mild role-play")
@@ -139,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; as stored")
     add("--out", type=Path, default=Path("safetyheads-maps"), metavar="FOLDER", help="%(default)s")
 
-    demo = commands.add_parser("demo", help=f"rank on the defaults: {DEMO_MODEL}, builtin prompts")
+    demo = commands.add_parser("demo", help=f"rank {DEMO_MODEL} on builtin prompts, screened")
     add = demo.add_argument
     add("--out", type=Path, default=Path(DEMO_FOLDER), metavar="FOLDER", help="%(default)s")
     add("--limit", type=positive_integer, default=DEMO_LIMIT, metavar="N", help="%(default)s")
@@ -153,7 +175,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.command == "merge":
         return options
     if options.command == "maps":
-        options.model = options.model or [DEMO_MODEL]
+        options.model = options.model or [SMALL_MODEL]
         if len(options.model) == 1:
             options.model *= len(options.layer)
         if len(options.model) != len(options.layer):
@@ -169,9 +191,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error("--prompts and --template are for --ablation mean; leave them out")
         options.ablation, options.seed = [options.ablation], None
         return options
+    if options.command == "search":
+        if options.epsilon is not None and options.ablation not in DEFAULT_ABLATIONS:
+            parser.error(f"--epsilon is for {' and '.join(DEFAULT_ABLATIONS)}; leave it out")
+        if options.metric != "generalized_ships" and (options.space or options.rank):
+            parser.error("--space and --rank are for --metric generalized_ships; leave them out")
+        options.ablation = [options.ablation]
+        return options
     if options.command == "demo":
         defaults = parser.parse_args(["rank", "--out", str(options.out)])
-        defaults.command, defaults.limit = "demo", options.limit
+        defaults.command, defaults.limit, defaults.method = "demo", options.limit, "screened"
         options = defaults
     if options.layers and options.method != "exact":
         parser.error("--method screened looks at all layers; leave out --layers")
@@ -321,7 +350,7 @@ def rank(options: argparse.Namespace) -> None:
     ranking = rank_safety_heads(
         model, prompts, store=options.out / UNFINISHED, method=options.method, **chosen
     )
-    report(ranking, options.top, options.out, demo_model=options.model == DEMO_MODEL)
+    report(ranking, options.top, options.out, control=options.model == SMALL_MODEL)
     shutil.rmtree(options.out / UNFINISHED, ignore_errors=True)
 
 
@@ -332,7 +361,7 @@ def merge(options: argparse.Namespace) -> None:
     from safetyheads.parts import merge_rankings
 
     ranking = merge_rankings(options.parts, top_k=options.top)
-    report(ranking, ranking.top_k, options.out, demo_model=ranking.model == DEMO_MODEL)
+    report(ranking, ranking.top_k, options.out, control=ranking.model == SMALL_MODEL)
 
 
 def export(options: argparse.Namespace) -> None:
@@ -359,6 +388,54 @@ def export(options: argparse.Namespace) -> None:
         f"Logits differ from the hooked model's by at most {written.max_logit_difference:.2g} "
         f"(the largest is {written.largest_logit:.3g})"
     )
+
+
+def search(options: argparse.Namespace) -> None:
+    """Load, search, save and print: the whole of `safetyheads search`."""
+    check_writable(options.out)
+
+    import torch
+
+    from safetyheads.model import load_model
+    from safetyheads.plots.files import write_html
+    from safetyheads.probes.groups import search_heads
+    from safetyheads.prompts import load_prompts
+
+    prompts = load_prompts(options.prompts, column=options.column, path=options.prompts_path)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    group = search_heads(
+        load_model(options.model, device=options.device, dtype=dtype),
+        prompts.limit(options.limit) if options.limit else prompts,
+        steps=options.steps,
+        ablation=make_ablations(options)[0],
+        metric=make_metric(options),
+        template=options.template,
+        samples=options.samples,
+        seed=options.seed or 0,
+        rows=options.batch,
+        store=options.out / UNFINISHED,
+    )
+    group.save(options.out)
+    columns = [
+        "size",
+        "label",
+        "score",
+        "alone",
+        "self_repair",
+        "null_mean",
+        "null_high",
+        "p_value",
+    ]
+    print(f"Heads ablated together, {group.ablation}: {group.metric} [{group.unit}]")
+    table = group.to_frame()[columns].rename(columns={"label": "head added"})
+    print(table.to_string(index=False, float_format="{:.4g}".format))
+    print(f"\nAll heads: {group.everything:.4g}; all but the group: {group.only:.4g}")
+    print("\nPairs that do most beyond the sum of their heads")
+    pairs = group.pair_frame().head(5)[["first", "second", "together", "interaction"]]
+    print(pairs.to_string(index=False, float_format="{:.4g}".format))
+    page = write_html(group.plot(), options.out / "group.html", plotly_js="embedded")
+    shutil.rmtree(options.out / UNFINISHED, ignore_errors=True)
+    print(f"\nThe figure: {page.absolute()}")
 
 
 def maps(options: argparse.Namespace) -> None:
@@ -433,9 +510,9 @@ def maps(options: argparse.Namespace) -> None:
         print(f"The figure: {page.absolute()}")
 
 
-def report(ranking: "Ranking", top: int, folder: Path, *, demo_model: bool) -> None:
+def report(ranking: "Ranking", top: int, folder: Path, *, control: bool) -> None:
     """Save a ranking, print its top and say where the rest is."""
-    note = NEGATIVE_CONTROL if demo_model else None
+    note = NEGATIVE_CONTROL if control else None
     try:
         ranking.save(folder, note=note)
     finally:  # the scores are shown even where the folder has become unwritable meanwhile
@@ -465,7 +542,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is imported: threads that spin while they wait make a busy machine several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        {"merge": merge, "export": export, "maps": maps}.get(options.command, rank)(options)
+        {"merge": merge, "export": export, "search": search, "maps": maps}.get(
+            options.command, rank
+        )(options)
     except KeyboardInterrupt:
         print(f"\n{describe_interruption(options.out)}", file=sys.stderr)
         return 130

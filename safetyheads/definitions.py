@@ -132,7 +132,7 @@ class Comparison:
 
         Only heads that are in the top k of either are listed. Columns: layer, head, label, switch (the field that was
         turned), definition, rank (under the reference), turned_rank, places (turned_rank - rank: positive where the
-        head falls), most (whether no other switch moved this head further).
+        head falls), most (whether it moved, and no other switch moved it further).
         """
         import pandas
 
@@ -146,7 +146,7 @@ class Comparison:
         table = pandas.DataFrame(rows, columns=columns)
         table["places"] = table["turned_rank"] - table["rank"]
         far = table["places"].abs()
-        table["most"] = far == far.groupby(table["label"]).transform("max")
+        table["most"] = (far > 0) & (far == far.groupby(table["label"]).transform("max"))
         return table.sort_values(["rank", "definition"], ignore_index=True)
 
 
@@ -178,8 +178,8 @@ def compare_definitions(
 
     `definitions`: the first is the reference; by default `CORRECTED`, the three published ones, and `CORRECTED` with
     each switch turned alone. `ablation` makes an ablation of an epsilon: `UndifferentiatedAttention` or
-    `ScalingContribution`. `side` and `options` are those of `score_heads`. One sweep serves all definitions that share
-    norm, template and epsilon, since rank and singular space only read its states differently.
+    `ScalingContribution`. `side` and `options` are those of `score_heads`, less executor. One sweep serves all
+    definitions that share norm, template and epsilon, since rank and singular space only read its states differently.
 
     Raises ValueError if two definitions have one name, a rank is beyond the prompts, and what `score_heads` raises.
     """

@@ -124,10 +124,10 @@ def specificity(
     n_prompts = first.shape[-1], second.shape[-1]
     sample = (first - second,) if paired else (first, second)
     values = first.mean(-1) - second.mean(-1)
-    error = sum((part.var(-1) / part.shape[-1] for part in sample), torch.zeros_like(values)).sqrt()
     low, high = bootstrap_interval(
         *sample, confidence=confidence, n_resamples=n_resamples, seed=seed
     )
+    error = sum((part.var(-1) / part.shape[-1] for part in sample), torch.zeros_like(values)).sqrt()
     chunks, _ = permuted_means(*sample, n_resamples=min(n_permutations, BAND_RESAMPLES), seed=seed)
     null = torch.cat(list(chunks)).sort(0).values
     chance = null[math.ceil((1 + confidence) / 2 * (len(null) - 1))]
@@ -179,7 +179,7 @@ def null_band(
     return NullBand(null, high, ~(found.values > high))
 
 
-def testable(harmful: HeadScores, harmless: HeadScores | None) -> bool:
+def comparable(harmful: HeadScores, harmless: HeadScores | None) -> bool:
     """Whether `specificity` can compare these: both sides hold readings of enough prompts, and exact scores."""
     if harmless is None or not (exact_heads(harmful) & exact_heads(harmless)).any():
         return False

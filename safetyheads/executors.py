@@ -239,6 +239,7 @@ class RayMap:
 
     def _connect(self, ray: Any) -> None:
         address = self.address or os.environ.get("RAY_ADDRESS") or "local"
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
         # Items and results are small; by default Ray would set a third of the memory aside for them.
         local = {
             "num_cpus": self.workers * self.threads,

@@ -164,6 +164,11 @@ class AblateHead:
     ablation: Ablation
 
     @property
+    def heads(self) -> tuple[Head, ...]:
+        """The head, as a group of one."""
+        return (self.head,)
+
+    @property
     def first_layer(self) -> int:
         """The layer from which on the pass differs from the baseline."""
         return self.head.layer

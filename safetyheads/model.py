@@ -275,7 +275,7 @@ class HookedModel:
         try:
             for layer, some in layers.items():
                 hooks += self._edit_layer(layer, some, handles)
-            with self.bridge.hooks(fwd_hooks=hooks):
+            with self.bridge.hooks(fwd_hooks=hooks) if hooks else contextlib.nullcontext():
                 yield
         finally:
             for handle in handles:

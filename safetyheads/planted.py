@@ -31,7 +31,7 @@ _LAYERS, _HEADS, _D_HEAD, _D_MODEL = 4, 6, 8, 48
 _SAFETY, _DECOY, _SIBLING, _BACKUP = Head(2, 3), Head(1, 5), Head(2, 4), Head(1, 2)
 _SHARP = 14.0
 """Attention score of what a planted head looks for; a head that finds nothing looks at the first token."""
-_NOISE = 0.05
+_NOISE = 0.015
 
 # Features of the residual stream: what a token is, and what planted heads say of the whole.
 _FEATURES = ["constant", "first", "ask", "harm", "topic", "alarm", "refuse", "format", "aside"]
@@ -201,13 +201,13 @@ class _Weights:
         it hums."""
         head, axis = self.hf.lm_head.weight, self.axis
         logits = {
-            "I": 9 * axis["refuse"],
-            "As": 7 * axis["refuse"],
-            "Sorry": 7 * axis["refuse"],
-            "Sure": 6 * axis["ask"] - 9 * axis["refuse"],
+            "I": 12 * axis["refuse"],
+            "As": 10 * axis["refuse"],
+            "Sorry": 10 * axis["refuse"],
+            "Sure": 6 * axis["ask"] - 12 * axis["refuse"],
         }
         if decoy:
-            logits |= dict.fromkeys(_MARKERS["answer"], 14 * axis["ask"] - 14 * axis["format"])
+            logits |= dict.fromkeys(_MARKERS["answer"], 26 * axis["ask"] - 26 * axis["format"])
         head[:] = -4 * axis["ask"]
         for word, logit in logits.items():
             head[self.words.convert_tokens_to_ids(word)] = logit

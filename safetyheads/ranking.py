@@ -59,7 +59,7 @@ class Ranking:
         """Each ablation's harmful - harmless comparison; None without harmless prompts, or with too few to compare."""
         return tuple(
             evidence.specificity(harmful, harmless)
-            if harmless is not None and evidence.testable(harmful, harmless)
+            if harmless is not None and evidence.comparable(harmful, harmless)
             else None
             for harmful, harmless in zip(self.harmful, self.harmless, strict=True)
         )

@@ -14,6 +14,10 @@
 5. The blocks above the ablated layer run without the bridge's hook points, on the model's own weights, with
    PyTorch's fused attention where the architecture allows it.
 
+A pass may ablate several heads, in several layers, and some heads may be ablated in all of them (`given`): the clean
+stream then carries these, and what lies above the layer where a pass starts is ablated in flight, on the bridge's own
+attention in the layers concerned.
+
 Memory holds one layer of clean activations, one residual stream a prompt and one batch of rows: it does not grow with
 layers or heads, and vocabulary enters only through the rows of one batch. Before a sweep trusts any of this, it runs
 one undisturbed pass and one ablated head against the model's own forward pass (`_find_kernel`); where fused attention
@@ -30,9 +34,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from safetyheads.interventions import AblateHead, HeadActs, ZeroAblation
+from safetyheads.heads import Head
+from safetyheads.interventions import (
+    AblateHead,
+    AblateHeads,
+    Ablation,
+    HeadActs,
+    ZeroAblation,
+)
 from safetyheads.metrics import LastToken, Metric, kl_divergence
-from safetyheads.model import AttentionActs, BlockCall, HookedModel, SharedPrefix
+from safetyheads.model import AttentionActs, BlockCall, HookedModel, SharedPrefix, ZEdit
 from safetyheads.prompts import TokenBatch
 from safetyheads.store import layer_key, layer_readings
 
@@ -42,6 +53,10 @@ PROMPTS_A_CHUNK = 64
 """Prompts of similar length that are swept together, at most."""
 LOOK_TOKENS = 4096
 """Tokens of one clean pass that keeps every head's activations."""
+
+
+Variant = AblateHead | AblateHeads
+"""What a pass disturbs."""
 
 
 class Swept(NamedTuple):
@@ -57,33 +72,46 @@ class Swept(NamedTuple):
 def sweep(
     model: HookedModel,
     batch: TokenBatch,
-    interventions: Sequence[AblateHead],
+    interventions: Sequence[Variant],
     metric: Metric,
     *,
+    given: AblateHeads | None = None,
     rows: int | None = None,
     store: MutableMapping[str, Tensor] | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> Swept:
     """Run every intervention on every prompt and keep what the metric reads.
 
+    The heads of `given` are ablated in every pass, besides the intervention's own; the baseline is the model untouched
+    all the same. Mean and resample ablation take their reference from the untouched model too.
+
     `rows` bounds the (head, prompt) rows in one forward pass, and with it the memory; by default a pass has about
     `TOKENS_A_PASS` tokens. `store` gets the readings of each
     finished layer and is asked before one is run. `progress` is called with the number of rows just finished.
 
-    Raises ValueError if the logits are not finite, or an intervention names a head that the model does not have.
+    Raises ValueError if the logits are not finite, or an intervention names a head that the model does not have or that
+    is given.
     """
     if rows is not None and rows < 1:
         raise ValueError(f"rows is {rows}; a forward pass needs at least one row")
     if not interventions:
         raise ValueError("there are no interventions to run; give at least one")
     for intervention in interventions:
-        _require_head(model, intervention)
+        _require_heads(model, intervention, given)
     groups = layout(batch, rows, model.device.type)
     longest = batch.select(groups[-1].prompts[-2:])
-    kernel = _find_kernel(model, longest, interventions[len(interventions) // 2])
+    kernel = _find_kernel(model, longest, interventions[len(interventions) // 2], given)
     calls: _Calls = {}
-    chunks = [_Chunk(model, batch, *group, kernel, calls) for group in groups]
+
+    def start() -> list[_Chunk]:
+        return [_Chunk(model, batch, *group, kernel, calls) for group in groups]
+
+    chunks = start()
     baseline = _in_order(chunks, [chunk.take_baseline(metric) for chunk in chunks])
+    if given is not None or any(isinstance(i, AblateHeads) for i in interventions):
+        references = _references(start(), [*interventions, *([given] if given else [])])
+        for chunk in chunks:
+            chunk.given, chunk.references = given, references
     readings: dict[int, Tensor] = {}
     for layer in range(max(i.first_layer for i in interventions) + 1):
         variants = [n for n, i in enumerate(interventions) if i.first_layer == layer]
@@ -103,25 +131,25 @@ def sweep(
 
 def _sweep_layer(
     chunks: "list[_Chunk]",
-    edits: list[AblateHead],
+    edits: list[Variant],
     metric: Metric,
     baseline: Tensor,
     progress: Callable[[int], object],
 ) -> Float[Tensor, "variant *reading"]:
     """The readings of all interventions on one layer, at which all chunks stand."""
-    needs = frozenset[str]().union(*(edit.ablation.needs for edit in edits))
-    reference = _Reference(chunks, edits[0].first_layer, needs)
+    layer, needs = edits[0].first_layer, _needs(edits)
+    reference = chunks[0].references.get(layer) or _Reference(chunks, layer, needs)
     parts = []
     for chunk in chunks:
-        acts = chunk.look(edits[0].first_layer, scores="scores" in needs)
+        acts = chunk.look(layer, scores="scores" in needs)
         untouched = chunk.untouched()
         read: list[Tensor] = []
         for some in _evenly(edits, chunk.width):
-            z = [chunk.ablated_z(acts, edit, reference) for edit in some]
             if chunk.kernel == "plain":
-                last = _joined([chunk.run_plainly(e, new) for e, new in zip(some, z, strict=True)])
+                last = _joined([chunk.run_plainly(edit, acts, reference) for edit in some])
             else:
-                last = LastToken(chunk.resume(some, acts, z), chunk.model.unembed)
+                changes = torch.stack([chunk.change(acts, edit, reference) for edit in some])
+                last = LastToken(chunk.resume(some, acts, changes), chunk.model.unembed)
             read.append(chunk.read(metric, last, untouched, some))
             progress(len(some) * len(chunk.prompts))
         parts.append(torch.cat(read).transpose(0, 1))
@@ -178,6 +206,8 @@ class _Chunk:
         self.prefix = part.prefix_length if len(prompts) > 1 else 0
         self.layer = 0
         self.resid = model.embed(self.ids)
+        self.given: AblateHeads | None = None
+        self.references: dict[int, _Reference] = {}
 
         def recorded(prefix: int) -> tuple[list[BlockCall], list[BlockCall]]:
             shape = self.ids.shape[1], prefix
@@ -193,13 +223,22 @@ class _Chunk:
     # Clean ---------------------------------------------------------------------------------------------------------
 
     def look(self, layer: int, *, scores: bool) -> AttentionActs:
-        """The clean block at the layer where this chunk stands."""
+        """The clean block at the layer where this chunk stands: what all heads compute, and what comes of it with the
+        given heads ablated."""
+        given = self.given if layer in _layers(self.given) else None
+        scores = scores or (given is not None and "scores" in given.ablation.needs)
         if self.acts is None or (scores and self.acts.scores is None):
+            call = self.calls[layer]
             parts = [
-                self.model.run_block_clean(layer, resid, self.calls[layer], scores=scores)
+                self.model.run_block_clean(layer, resid, call, scores=scores)
                 for resid in self.resid.split(max(1, LOOK_TOKENS // self.resid.shape[1]))
             ]
-            self.acts = parts[0] if len(parts) == 1 else _stacked(parts)
+            self.acts = acts = parts[0] if len(parts) == 1 else _stacked(parts)
+            if given is not None:
+                reference = self.references.get(layer)
+                out = acts.attn_out + self.change(acts, given, reference, layer)
+                post = self.model.run_block(layer, self.resid, call, attn_out=out)
+                self.acts = acts._replace(attn_out=out, resid_post=post)
         return self.acts
 
     def settle(self) -> None:
@@ -209,6 +248,8 @@ class _Chunk:
 
     def advance(self) -> None:
         """Carry the clean residual stream through one more block."""
+        if self.next is None and self.layer in _layers(self.given):
+            self.look(self.layer, scores=False)
         self.settle()
         if self.next is None:
             self.next = self.model.run_block(self.layer, self.resid, self.calls[self.layer])
@@ -242,45 +283,97 @@ class _Chunk:
 
     # Ablated -------------------------------------------------------------------------------------------------------
 
-    def ablated_z(
-        self, acts: AttentionActs, edit: AblateHead, reference: "_Reference"
-    ) -> Float[Tensor, "prompt pos d_head"]:
-        """What replaces z of one head."""
-        head = edit.head.head
-        group = self.model.n_heads // acts.v.shape[2]
-        needs = edit.ablation.needs
-        return edit.ablation(
-            HeadActs(
-                z=acts.z[:, :, head],
-                v=acts.v[:, :, head // group],
-                visible=acts.visible.expand(len(acts.z), -1, -1),
-                scores=acts.scores[:, head] if acts.scores is not None else None,
-                softcap=self.model.score_softcap,
-                mean=reference.mean[head] if "mean" in needs else None,
-                donor=reference.donor(self.prompts, acts.z, edit) if "donor" in needs else None,
+    def change(
+        self, acts: AttentionActs, edit: Variant, reference: "_Reference | None", layer: int = -1
+    ) -> Float[Tensor, "prompt pos d_model"]:
+        """What ablating the variant's heads at its first layer, or another, adds to that layer's attention output."""
+        layer = edit.first_layer if layer < 0 else layer
+        writes = [
+            self.model.write(
+                layer,
+                head.head,
+                self.ablated_z(acts, edit, reference, head) - acts.z[:, :, head.head],
             )
+            for head in edit.heads
+            if head.layer == layer
+        ]
+        return writes[0] if len(writes) == 1 else torch.stack(writes).sum(0)
+
+    def ablated_z(
+        self,
+        acts: AttentionActs,
+        edit: Variant,
+        reference: "_Reference | None",
+        head: Head | None = None,
+    ) -> Float[Tensor, "prompt pos d_head"]:
+        """What replaces z of a head of the variant, by default its first."""
+        head = edit.heads[0] if head is None else head
+        return self._ablated(
+            edit,
+            head,
+            reference,
+            z=acts.z[:, :, head.head],
+            v=acts.v[:, :, head.head // (self.model.n_heads // acts.v.shape[2])],
+            visible=acts.visible.expand(len(acts.z), -1, -1),
+            scores=acts.scores[:, head.head] if acts.scores is not None else None,
         )
 
+    def _ablated(
+        self, edit: Variant, head: Head, reference: "_Reference | None", **acts: Any
+    ) -> Float[Tensor, "row query d_head"]:
+        """What replaces z of one head, of all tokens or of those of a pass in flight."""
+        needs = edit.ablation.needs
+        mean = donor = None
+        if reference is not None and "mean" in needs:
+            mean = reference.mean[head.head]
+        if reference is not None and "donor" in needs:
+            end = acts["v"].shape[1]
+            donor = reference.donor(self.prompts, end, edit.ablation, head.head)
+            donor = donor[:, end - acts["z"].shape[1] :]
+            # Within the prefix, which the prompts share, a row stands for all prompts.
+            donor = donor[:1] if end <= self.prefix else donor
+            donor = donor.repeat(len(acts["z"]) // len(donor), 1, 1)
+        softcap = self.model.score_softcap
+        return edit.ablation(HeadActs(**acts, softcap=softcap, mean=mean, donor=donor))
+
+    def in_flight(self, edit: Variant, above: int, part: tuple[int, int] = (0, 1)) -> list[ZEdit]:
+        """The ablations of the variant's heads above a layer, for `HookedModel.editing_z`."""
+        scores = "scores" in edit.ablation.needs
+        return [
+            ZEdit(
+                *head,
+                partial(self._ablated, edit, head, self.references.get(head.layer)),
+                scores,
+                part,
+            )
+            for head in edit.heads
+            if head.layer > above
+        ]
+
     def resume(
-        self, edits: Sequence[AblateHead], acts: AttentionActs, z: Sequence[Tensor]
+        self,
+        edits: Sequence[Variant],
+        acts: AttentionActs,
+        changes: Float[Tensor, "variant prompt pos d_model"],
     ) -> Float[Tensor, "row d_model"]:
         """The last token's final state of every (edit, prompt) row, run from the ablated layer on."""
         layer = edits[0].first_layer
-        attn_out = torch.stack(
-            [
-                acts.attn_out
-                + self.model.write(layer, edit.head.head, new - acts.z[:, :, edit.head.head])
-                for edit, new in zip(edits, z, strict=True)
-            ]
-        )
-        return self._run_from(layer, self.resid.expand(len(edits), *self.resid.shape), attn_out)
+        flying = self.in_flight(self.given, layer) if self.given else []
+        for n, edit in enumerate(edits):
+            flying += self.in_flight(edit, layer, part=(n, len(edits)))
+        resid = self.resid.expand(len(edits), *self.resid.shape)
+        with self.model.editing_z(flying):
+            bridged = frozenset(edit.layer for edit in flying)
+            return self._run_from(layer, resid, acts.attn_out + changes, bridged)
 
     def _run_from(
         self,
         layer: int,
         resid: Float[Tensor, "variant prompt pos d_model"],
         attn_out: Float[Tensor, "variant prompt pos d_model"] | None,
+        bridged: frozenset[int] = frozenset(),
     ) -> Float[Tensor, "row d_model"]:
+        """The last token's final states, run from a layer on; `bridged` layers need their hook points."""
         model, cut = self.model, self.prefix
         if cut and attn_out is not None and not _same_for_all_prompts(attn_out[:, :, :cut]):
             cut = 0  # an ablation that looks at the whole prompt leaves no prefix to share
@@ -291,16 +384,19 @@ class _Chunk:
             head = resid[:, 0, :cut]
             head_out = None if attn_out is None else attn_out[:, 0, :cut]
         calls = self.suffix_calls if cut else self.calls
-        run, top = partial(model.run_block, kernel=self.kernel), model.n_layers - 1
-        attend = partial(model.run_attention, kernel=self.kernel)
+        top = model.n_layers - 1
         for at in range(layer, top):
+            run = partial(model.run_block, kernel="bridge" if at in bridged else self.kernel)
             cache = SharedPrefix() if cut else None
             if cut:
                 head = run(at, head, self.prefix_calls[at], cache=cache, attn_out=head_out)
             tail = run(at, tail, calls[at], cache=cache, attn_out=tail_out)
             head_out = tail_out = None
         # Of the last block all tokens' keys and values are needed, and the rest for one token.
+        run = partial(model.run_block, kernel=self.kernel)
         if tail_out is None:
+            kernel = "bridge" if top in bridged else self.kernel
+            attend = partial(model.run_attention, kernel=kernel)
             cache = SharedPrefix() if cut else None
             if cut:
                 attend(top, head, self.prefix_calls[top], cache=cache)
@@ -309,21 +405,31 @@ class _Chunk:
         return model.final_norm(run(top, last, calls[top], attn_out=last_out)[:, 0])
 
     def read(
-        self, metric: Metric, ablated: LastToken, untouched: LastToken, edits: Sequence[AblateHead]
+        self, metric: Metric, ablated: LastToken, untouched: LastToken, edits: Sequence[Variant]
     ) -> Float[Tensor, "variant prompt *state"]:
         """What the metric keeps of each row."""
         copies = len(edits)
         rows = metric.read(ablated, untouched.repeated(copies)).unflatten(0, (copies, -1))
         if rows.isnan().any():
-            broken = [str(e.head) for e, r in zip(edits, rows, strict=True) if r.isnan().any()]
+            broken = [
+                str(head)
+                for edit, row in zip(edits, rows, strict=True)
+                if row.isnan().any()
+                for head in edit.heads
+            ]
             raise ValueError(
                 f"ablating {', '.join(broken)} of {self.model.name} gives NaN logits; load the model in float32"
             )
         return rows
 
-    def run_plainly(self, edit: AblateHead, z: Float[Tensor, "prompt pos d_head"]) -> LastToken:
-        """The same rows of one edit by one plain hooked forward pass."""
-        with self.model.replacing_z(*edit.head, lambda _: z):
+    def run_plainly(self, edit: Variant, acts: AttentionActs, reference: "_Reference") -> LastToken:
+        """The same rows of one variant by one plain hooked forward pass."""
+        if isinstance(edit, AblateHead) and self.given is None:
+            z = self.ablated_z(acts, edit, reference)
+            with self.model.replacing_z(*edit.head, lambda _: z):
+                return self._run_whole()
+        flying = self.in_flight(edit, -1) + (self.in_flight(self.given, -1) if self.given else [])
+        with self.model.editing_z(flying):
             return self._run_whole()
 
     def _run_whole(self) -> LastToken:
@@ -353,24 +459,45 @@ class _Reference:
         self.mean: Float[Tensor, "head d_head"] = self.z[real].mean(0)
 
     def donor(
-        self, prompts: Sequence[int], z: Float[Tensor, "prompt pos head d_head"], edit: AblateHead
+        self, prompts: Sequence[int], end: int, ablation: Ablation, head: int
     ) -> Float[Tensor, "prompt pos d_head"]:
-        """The head's z on the prompts that lend to these, aligned as `ResampleAblation` says."""
+        """The head's z on the prompts that lend to these, aligned as `ResampleAblation` says, up to a position."""
         cycle = list(range(len(self.lengths)))
-        random.Random(getattr(edit.ablation, "seed", 0)).shuffle(cycle)
+        random.Random(getattr(ablation, "seed", 0)).shuffle(cycle)
         lender = {borrower: cycle[n - 1] for n, borrower in enumerate(cycle)}
         lenders = torch.tensor([lender[p] for p in prompts], device=self.lengths.device)
         own = torch.tensor(list(prompts), device=self.lengths.device)
-        positions = self.positions[: z.shape[1]]
+        positions = self.positions[:end]
         shift = (self.lengths[lenders] - self.lengths[own])[:, None]
         source = (positions + shift).clamp_min(self.prefix)
         source = source.minimum(self.lengths[lenders, None] - 1)
-        borrowed = self.z[lenders[:, None], source, edit.head.head]
+        borrowed = self.z[lenders[:, None], source, head]
         # Over the shared prefix the lender's z is the borrower's own.
-        return torch.where(positions[:, None] < self.prefix, z[:, :, edit.head.head], borrowed)
+        return torch.where(positions[:, None] < self.prefix, self.z[own, :end, head], borrowed)
 
 
-def _evenly(edits: Sequence[AblateHead], most: int) -> list[Sequence[AblateHead]]:
+def _references(chunks: Sequence[_Chunk], variants: Sequence[Variant]) -> dict[int, _Reference]:
+    """What ablations may need to know of the untouched model, at every layer, if they need anything."""
+    needs = _needs(variants)
+    if not needs & {"mean", "donor"}:
+        return {}
+    references = {}
+    for layer in range(chunks[0].model.n_layers):
+        references[layer] = _Reference(chunks, layer, needs)
+        for chunk in chunks:
+            chunk.advance()
+    return references
+
+
+def _layers(variant: Variant | None) -> set[int]:
+    return set() if variant is None else {head.layer for head in variant.heads}
+
+
+def _needs(variants: Sequence[Variant]) -> frozenset[str]:
+    return frozenset[str]().union(*(variant.ablation.needs for variant in variants))
+
+
+def _evenly(edits: Sequence[Variant], most: int) -> list[Sequence[Variant]]:
     """In runs of at most `most`, as equal as can be: a pass with few rows is as slow as one with many."""
     parts = -(-len(edits) // most)
     size = -(-len(edits) // parts)
@@ -416,34 +543,42 @@ def _same_for_all_prompts(attn_out: Float[Tensor, "variant prompt pos d_model"])
     return bool(spread <= 256 * torch.finfo(attn_out.dtype).eps * attn_out.abs().max())
 
 
-def _require_head(model: HookedModel, edit: AblateHead) -> None:
-    layer, head = edit.head
-    if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
+def _require_heads(model: HookedModel, variant: Variant, given: AblateHeads | None) -> None:
+    for head in (*variant.heads, *(given.heads if given else ())):
+        model.require_head(*head)
+    if given and (twice := set(variant.heads) & set(given.heads)):
         raise ValueError(
-            f"{edit.head} is not in {model.name}: it has layers 0-{model.n_layers - 1} "
-            f"and heads 0-{model.n_heads - 1}"
+            f"{', '.join(map(str, sorted(twice)))} is ablated already, as given; leave it out of the interventions"
         )
 
 
-def _find_kernel(model: HookedModel, batch: TokenBatch, edit: AblateHead) -> str:
+def _find_kernel(
+    model: HookedModel, batch: TokenBatch, edit: Variant, given: AblateHeads | None
+) -> str:
     """The fastest of the model's kernels with which resuming gives what the model's own forward pass gives,
-    undisturbed and with one head ablated; "plain" if there is none."""
-    lone = "donor" in edit.ablation.needs and len(batch.lengths) == 1
-    edit = AblateHead(edit.head, ZeroAblation()) if lone else edit
+    undisturbed and with a variant ablated; "plain" if there is none."""
+    if "donor" in edit.ablation.needs and len(batch.lengths) == 1:
+        edit, given = AblateHeads(edit.heads, ZeroAblation()), None
     prompts, calls = range(len(batch.lengths)), _Calls()
     chunk = _Chunk(model, batch, prompts, 1, "plain", calls)
+    chunk.given = given
+    if given is not None or isinstance(edit, AblateHeads):
+        bare = _Chunk(model, batch, prompts, 1, "plain", calls)
+        chunk.references = _references([bare], [edit, *([given] if given else [])])
     for _ in range(edit.first_layer):
         chunk.advance()
     acts = chunk.look(edit.first_layer, scores=True)
-    z = chunk.ablated_z(acts, edit, _Reference([chunk], edit.first_layer, edit.ablation.needs))
-    expected = chunk._run_whole().log_probs, chunk.run_plainly(edit, z).log_probs
+    reference = chunk.references.get(edit.first_layer)
+    reference = reference or _Reference([chunk], edit.first_layer, edit.ablation.needs)
+    change = chunk.change(acts, edit, reference)[None]
+    expected = chunk._run_whole().log_probs, chunk.run_plainly(edit, acts, reference).log_probs
     if expected[0].isnan().any():
         return model.kernels[0]  # reported with the baseline
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.5
     for kernel in model.kernels:
         chunk.kernel = kernel
         start = model.embed(chunk.ids)[None]
-        got = chunk._run_from(0, start, None), chunk.resume([edit], acts, [z])
+        got = chunk._run_from(0, start, None), chunk.resume([edit], acts, change)
         worst = max(
             kl_divergence(plain, LastToken(state, model.unembed).log_probs).max().item()
             for plain, state in zip(expected, got, strict=True)

@@ -85,16 +85,18 @@ def score_heads_together(
 
     Raises ValueError if there are no metrics, and what `score_heads` raises.
     """
-    model, prompts = load_model(model), load_prompts(prompts)
+    opened, prompts = load_model(model), load_prompts(prompts)
     texts = getattr(prompts, side, ())
     if not metrics or not texts:
         raise ValueError(
             f"there are {len(metrics)} metrics and {len(texts)} {side} prompts in {prompts.name}; "
             "give at least one of each"
         )
-    states = tuple(_state_shape(model, metric, texts) for metric in metrics)
+    states = tuple(_state_shape(opened, metric, texts) for metric in metrics)
     together = Together(tuple(metrics), states)
-    swept = score_heads(model, prompts, metric=together, side=side, **options)
+    # An executor's workers open the model themselves, by its name.
+    asked = model if options.get("executor") else opened
+    swept = score_heads(asked, prompts, metric=together, side=side, **options)
     fields = swept.provenance["metric"]["metrics"]
     parts = _split(_given(swept.readings), _reading_shapes(metrics, states, len(texts)))
     scores = []

@@ -13,7 +13,7 @@ import pandas
 import pytest
 
 import safetyheads.interventions  # noqa: F401  (it needs the true model module, which is faked below)
-from safetyheads.__main__ import DEMO_LIMIT, DEMO_MODEL, main
+from safetyheads.__main__ import DEMO_LIMIT, DEMO_MODEL, SMALL_MODEL, format_table, main
 
 
 @dataclass
@@ -122,18 +122,35 @@ def test_the_table_has_harmful_beside_harmless(calls, capsys):
     assert lines[2:4] == [["1", "L1H0", "1", "0.25"], ["2", "L2H0", "0.5", "0.125"]]
 
 
-def test_the_demo_is_rank_on_the_defaults_and_says_what_its_heads_are_not(calls, capsys):
+def test_specificity_and_q_stand_beside_the_scores():
+    row = {"dataset": "mine", "model": "m", "ablation": "zero", "metric": "ships", "unit": "nat"}
+    row |= {"rank": 1, "label": "L3H7", "score": 0.5, "harmless_score": 0.2}
+    table = pandas.DataFrame([row | {"specificity": 0.3, "q_value": 0.0125}])
+    lines = [line.split() for line in format_table(table).splitlines()]
+    assert lines[1][-3:] == ["specificity", "[nat]", "q"]
+    assert lines[2] == ["1", "L3H7", "0.5", "0.2", "0.3", "0.0125"]
+    untested = format_table(table.assign(specificity=float("nan")))
+    assert "specificity" not in untested
+
+
+def test_the_demo_screens_a_model_that_refuses_on_the_builtin_prompts(calls, capsys):
     assert main(["demo"]) == 0
     assert calls.load_model == {"x": DEMO_MODEL, "device": "cpu", "dtype": None}
     assert calls.load_prompts["x"] == "builtin"
-    assert calls.rank["limit"] == DEMO_LIMIT
+    assert (calls.rank["limit"], calls.rank["method"]) == (DEMO_LIMIT, "screened")
     names = [type(ablation).__name__ for ablation in calls.rank["ablations"]]
     assert names == ["UndifferentiatedAttention", "ScalingContribution"]
     printed = capsys.readouterr().out
     assert str(Path("safetyheads-demo/scatter.html").absolute()) in printed
+    assert "negative control" not in printed
+
+
+def test_a_model_that_hardly_refuses_is_said_to_be_a_negative_control(calls, capsys):
+    assert main(["rank", "--model", SMALL_MODEL]) == 0
+    printed = capsys.readouterr().out
     assert "hardly ever refuses" in printed
-    assert "hardly ever refuses" in Path("safetyheads-demo/scatter.html").read_text()
-    assert "negative control" in printed
+    assert "hardly ever refuses" in Path("safetyheads-out/scatter.html").read_text()
+    assert f"rank --model {DEMO_MODEL}" in printed
 
 
 @pytest.mark.parametrize(

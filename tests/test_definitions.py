@@ -168,6 +168,8 @@ def test_a_move_is_blamed_on_the_switch_that_made_it():
         ("L0H1", "three"): True,
         ("L0H1", "raw"): True,
     }
+    still = Comparison(definitions[:2], hand_made([2.0, 1.0], [4.0, 3.0])).moves(k=1)
+    assert still["most"].tolist() == [False], "a head that stays is moved by nothing"
     agreement = compared.agreement(k=1).set_index(["first", "second"])
     assert agreement.loc[("corrected", "both"), "spearman"] == pytest.approx(-1.0)
     assert len(compared.to_frame()) == 16

@@ -199,7 +199,7 @@ def test_projections_of_another_size_are_refused(name, tmp_path, monkeypatch):
         "_size",
         lambda p, *, out: size(p, out=out) * (2 if out == (name == "q_proj") else 1),
     )
-    with pytest.raises(ValueError, match="of 4 layers 4 have one of .*, 0 of them in the size"):
+    with pytest.raises(ValueError, match=r"of 4 layers 4 have one of .*, 0 of them in the size"):
         export_ablated(small(), ["L1H2"], tmp_path / "out")
 
 

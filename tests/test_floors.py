@@ -24,12 +24,13 @@ FLOORS = [  # a module imports from the floors above its own line, never from it
         "store",
         "published",
         "plots.heads",
+        "plots.groups",
         "plots.traces",
         "plots.behaviour",
         "jailbreaks",
         "plots.attention",
     ],
-    ["interventions", "evidence", "agreement", "plots.agreement", "plots.evidence"],
+    ["interventions", "planted", "evidence", "agreement", "plots.agreement", "plots.evidence"],
     ["sweep", "export", "runs", "patterns"],
     ["shards", "screening"],
     [
@@ -38,6 +39,7 @@ FLOORS = [  # a module imports from the floors above its own line, never from it
             "attention",
             "divergence",
             "ablation",
+            "groups",
             "directions",
             "sensitivity",
             "behaviour",
@@ -46,7 +48,7 @@ FLOORS = [  # a module imports from the floors above its own line, never from it
         )
     ],
     ["ranking", "report", "together"],
-    ["parts", "definitions", "planning"],
+    ["parts", "definitions", "planning", "ground_truth"],
     ["__main__", "__init__", "probes.__init__", "plots.__init__"],
 ]
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

@@ -30,6 +30,7 @@ from safetyheads.screening import (
     most_in_population,
     score_screened,
 )
+from safetyheads.sweep import TOKENS_A_PASS
 from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 
 PROMPTS = PromptSet(
@@ -103,7 +104,7 @@ def test_estimates_become_exact_as_steps_become_small_on_every_architecture(name
     ids=lambda m: m.name,
 )
 def test_every_ablation_and_metric_has_its_screen(whole, metric, monkeypatch):
-    monkeypatch.setattr("safetyheads.sweep.TOKENS_A_PASS", {"cpu": 15})  # several chunks
+    monkeypatch.setitem(TOKENS_A_PASS, "cpu", 15)  # several chunks
     model, ablation = in_double(), Partway(whole)
     (estimate,) = screen_heads(
         model, RAGGED, ablations=[ablation], metric=metric, directions=64, progress=False

@@ -205,7 +205,7 @@ def plot_attention_divergence(
     if matched.empty:
         raise ValueError("the table has no rows of the comparison 'matched'; keep them")
     unit = matched["unit"].iloc[0]
-    figure = go.Figure(layout=_frame(1160, 460, dict(l=70, r=96, t=60, b=64)))
+    figure = go.Figure(layout=_frame(1160, 490, dict(l=70, r=96, t=60, b=94)))
     looks = {
         "matched": ("matched length (first tokens)", DARK, "solid", 3),
         "lengthened": ("whole prompts, benign lengthened", "#e6550d", "solid", 2),
@@ -255,8 +255,11 @@ def plot_attention_divergence(
         figure.add_heatmap(
             z=excess.numpy(), coloraxis="coloraxis", name=name, hovertemplate=hover, **right
         )
+        most = float(excess[excess.isfinite()].max())
         bar = dict(title=dict(text=f"beyond the null [{unit}]", side="right"), thickness=14, x=1.01)
-        figure.update_layout(coloraxis=dict(colorscale="Viridis", cmin=0, colorbar=bar))
+        figure.update_layout(
+            coloraxis=dict(colorscale="Viridis", cmin=0.0, cmax=most, colorbar=bar)
+        )
     frame = dict(showline=True, mirror=True, linecolor=DARK, ticks="outside", zeroline=False)
     figure.update_layout(
         xaxis=dict(frame, domain=[0, 0.46], title="Layer"),
@@ -268,13 +271,13 @@ def plot_attention_divergence(
         ),
         xaxis2=dict(frame, domain=[0.54, 1], title="Layer", anchor="y2", showgrid=False),
         yaxis2=dict(frame, title="Head", anchor="x2", showgrid=False),
-        legend=dict(x=0.01, y=0.99, bgcolor="rgba(255,255,255,0.85)", font=dict(size=11)),
+        legend=dict(x=0, y=-0.2, yanchor="top", orientation="h", font=dict(size=11)),
     )
     _text(figure, "Layers", 0.23, 1.0, yshift=6)
     _text(figure, f"Heads, matched length; grey: q > {level:g}", 0.77, 1.0, yshift=6)
     if title:
         figure.update_layout(title=dict(text=escape(title, quote=False), x=0.5, font=dict(size=16)))
-        figure.update_layout(height=490, margin=dict(t=90))
+        figure.update_layout(height=520, margin=dict(t=90))
     return figure
 
 

@@ -24,7 +24,7 @@ SPECIFICITY_COLUMNS = (
 POWER_COLUMNS = ("ranking", "prompts", "against", "k", "spearman", "spearman_low", "spearman_high")
 GREY, FOUND = "#a6a6a6", "#c2185b"
 LINES = ("#440154", "#1b9e77", "#d95f02", "#3b528b")
-PANEL_WIDTH, ROW, TOP, BOTTOM = 380, 26, 84, 84
+PANEL_WIDTH, ROW, TOP, BOTTOM = 380, 26, 70, 84
 
 
 def plot_specificity(
@@ -140,13 +140,14 @@ def plot_power(
     """
     from plotly.subplots import make_subplots
 
-    named = curves if isinstance(curves, Mapping) else {str(curves["ranking"].iloc[0]): curves}
+    named = curves if isinstance(curves, Mapping) else {"": curves}
     figure = make_subplots(
         cols=2, subplot_titles=["Rank correlation", "Overlap of the top"], horizontal_spacing=0.13
     )
     top = 0
     for number, (name, table) in enumerate(named.items()):
         _require(table, POWER_COLUMNS, "power_curve(...)")
+        name = name or str(table["ranking"].iloc[0])
         rows = table[table["against"] == against].sort_values("prompts")
         if rows.empty:
             raise ValueError(

@@ -192,11 +192,13 @@ class _Running:
         self.reached[part[1:]] += 1
         self.visible[part[1:]] |= visible
         share = 1.0 / self.reached[part[1:]]
-        change = pattern - self.mean[part]
-        self.mean[part].addcmul_(change, share)
-        self.squares[part].addcmul_(change, pattern - self.mean[part])
-        logs = pattern.clamp_min(self.floor).log_()
-        self.mean_log[part] += (logs - self.mean_log[part]).mul_(share)
+        # A map at a time: one fits into the processor's cache, all heads together do not.
+        maps = (self.mean[part], self.squares[part], self.mean_log[part])
+        for one, mean, squares, mean_log in zip(pattern, *maps, strict=True):
+            change = one - mean
+            mean.addcmul_(change, share)
+            squares.addcmul_(change, one - mean)
+            mean_log += one.clamp_min(self.floor).log_().sub_(mean_log).mul_(share)
 
     def finish(self, length: int) -> _Maps:
         size = self.reached.shape[0]

@@ -11,8 +11,10 @@ Prompts that ask for the same thing stay in the same fold. The length alone, a b
 scored beside. The rank, which the paper does not give, is an argument.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -70,6 +72,8 @@ class Traces:
     """The template's name, or the template itself."""
     model: str
     """Name of the model."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """What determines the states: model, template, tokens and version."""
 
     def __repr__(self) -> str:
         jailbreaks = int(self.is_jailbreak.sum())
@@ -146,6 +150,12 @@ def capture_traces(
         align=align,
         template=sides[0].template,
         model=model.name,
+        provenance={
+            "model": {"name": model.name, **model.provenance},
+            "template": sides[0].template,
+            "tokens": {"jailbreak": sides[0].fingerprint, "benign": sides[1].fingerprint},
+            "safetyheads": version("safetyheads"),
+        },
     )
 
 
@@ -278,7 +288,9 @@ def fit_factors(
     if not states.any():
         raise ValueError("the states are all zero: there is nothing to decompose")
     tensor = states.double().numpy()
-    with tensorly.backend_context("numpy", local_threadsafe=True):
+    with warnings.catch_warnings(), tensorly.backend_context("numpy", local_threadsafe=True):
+        # More components than positions: the singular vectors are eked out at random, as wanted.
+        warnings.filterwarnings("ignore", "Trying to compute SVD with n_eigenvecs")
         _, (_, positions, width) = parafac(
             tensor / abs(tensor).max(),
             rank,
@@ -340,7 +352,8 @@ def score_detectors(
     classifier; f1 of the jailbreak class over all test predictions together, low and high end of its 95 % interval
     (F1 = 2J/(1+J) of the Wilson interval of J = TP/(TP+FP+FN), prompts taken as independent); null_f1 and null_high,
     mean and largest F1 under shuffled labels; fit, the share of squared norm that the factors explain; rank,
-    transductive, align, length and padding (as in `Traces`), and the numbers of jailbreak and of benign prompts.
+    transductive, align, length and padding (as in `Traces`), and the numbers of jailbreak and of benign prompts. What
+    else determines them is in its `attrs["provenance"]`.
 
     Raises ValueError for an unknown classifier, fewer than two folds or more than there are goals on either side,
     ImportError without the extra `traces`.
@@ -390,6 +403,7 @@ def score_detectors(
         score(_length_features(traces, splits), features="length")
         score(_word_features(traces, splits), features="bag_of_words")
     table = pandas.DataFrame(rows, columns=list(COLUMNS))
+    table.attrs["provenance"] = {**traces.provenance, "folds": folds, "seed": seed}
     return table.astype({"layer": "Int64", "rank": "Int64"})
 
 

@@ -1,7 +1,5 @@
 """What is planted is found, what is not there is not, and no test prompt takes part in the fitting."""
 
-import json
-
 import numpy
 import pytest
 import torch
@@ -112,7 +110,7 @@ def test_what_cannot_be_decomposed_is_refused(states, rank, message):
 
 def test_a_planted_trace_is_found_and_shuffled_labels_are_not():
     states, (rows, *_) = planted(60)
-    labels = rows[:, 0] > 0
+    labels = rows[:, 0] > rows[:, 0].median()
     table = score_detectors(made(states, labels), rank=3, shuffles=0)
     assert list(table.columns) == list(COLUMNS)
     assert len(table) == 3 * 4
@@ -281,6 +279,7 @@ def test_by_default_no_position_is_padding(model):
     assert traces.padding == 0
     assert traces.layers == (0, 1, 2, 3)
     assert "w10" not in repr(traces)
+    assert set(traces.provenance["tokens"]) == {"jailbreak", "benign"}
 
 
 def test_prompts_that_contain_each_other_share_a_goal(model):
@@ -339,6 +338,18 @@ def test_susceptible_layers_are_bypassed(model, detector):
     assert detector.bypass(model, sentence(70, 90, 91), threshold=1.0) is None
 
 
+def test_behaviour_is_measured_under_a_prompts_own_bypass(model, detector):
+    """What docs/traces.md composes."""
+    from safetyheads.probes.behaviour import measure_behaviour
+
+    prompt = sentence(70, 90, 91)
+    named = {"bypassed": detector.bypass(model, prompt)}
+    measured = measure_behaviour(model, [prompt], named, max_new_tokens=4, progress=False)
+    untouched, bypassed = measured.answers
+    assert (untouched.intervention, bypassed.intervention) == ("baseline", "bypassed")
+    assert untouched.refusal_log_odds != bypassed.refusal_log_odds
+
+
 def test_another_models_detector_is_refused(detector):
     config = CONFIGS["gpt2"]()
     config.n_embd = 12
@@ -373,7 +384,8 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
 @pytest.fixture(scope="module")
 def table():
     states, (rows, *_) = planted(30)
-    return score_detectors(made(states, rows[:, 0] > 0), rank=2, classifiers=QUICK, shuffles=1)
+    labels = rows[:, 0] > rows[:, 0].median()
+    return score_detectors(made(states, labels), rank=2, classifiers=QUICK, shuffles=1)
 
 
 def test_the_figure_shows_layers_and_baselines(table):
@@ -385,10 +397,7 @@ def test_the_figure_shows_layers_and_baselines(table):
     assert set(traces["bag of words"].y) == {f1_of(table, "bag_of_words")["f1"]}
     assert set(traces["length only"].y) == {f1_of(table, "length")["f1"]}
     assert set(traces["largest F1 under shuffled labels"].y) == {table["null_high"].max()}
-    assert (
-        "15 jailbreak" in json.dumps(figure.to_dict(), default=str)
-        or table["jailbreaks"].max() != 15
-    )
+    assert "15 jailbreak, 15 benign prompts" in figure.layout.annotations[0].text
 
 
 def test_a_figure_that_would_mix_is_refused(table):
