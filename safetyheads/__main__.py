@@ -1,4 +1,4 @@
-"""What does one type to rank a model's safety heads? `safetyheads rank`, `merge`, `export` and `demo`."""
+"""What does one type? `safetyheads rank`, `merge`, `search`, `maps`, `export` and `demo`."""
 
 import argparse
 import os

@@ -244,7 +244,7 @@ def test_help_and_version_come_without_torch():
         "try: main([sys.argv[1]])\n"
         "finally: print('torch' in sys.modules)"
     )
-    for option, expected in (("--version", "safetyheads 0.1.0"), ("--help", "rank")):
+    for option, expected in (("--version", "safetyheads 0.2.0"), ("--help", "rank")):
         child = subprocess.run(
             [sys.executable, "-c", code, option], capture_output=True, check=True, text=True
         )
