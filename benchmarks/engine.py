@@ -10,9 +10,9 @@ Both sides run in one process, in turn, `--repeats` times; ratios are printed as
   (baseline, clean pass, self-check, recorded calls).
 
 A pass of a loop costs the same for every head, so the loops are timed on a few heads spread over the layers and scaled.
-The share of the machine's matrix-multiply rate is the sweep's useful multiply-adds (projections and MLPs of the rows
-that must run; attention, norms, unembedding and all fixed costs count as loss) over its time, against
-`torch.nn.functional.linear` on the same shapes, timed right before.
+The share of the machine's matrix-multiply rate is the operations of the sweep's matrix products (projections and MLPs
+of the tokens that must run; attention, norms, unembedding and all fixed costs count as loss) over its time, against the
+same products alone, in the same shapes, timed right before.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from safetyheads import UndifferentiatedAttention, load_model, load_prompts, tok
 from safetyheads.heads import Head
 from safetyheads.interventions import AblateHead
 from safetyheads.metrics import Ships, kl_divergence
-from safetyheads.sweep import TOKENS_A_PASS, layout, sweep
+from safetyheads.sweep import layout, sweep
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -55,43 +55,47 @@ def loop_pass(model: Any, ids: torch.Tensor, lengths: torch.Tensor, head: Head) 
     return kl_divergence(last, last)
 
 
-def multiply_adds(model: Any, batch: Any, rows: int | None) -> float:
-    """Multiply-adds of projections and MLPs that the sweep of all heads runs after each head's own layer."""
-    sizes = [
-        (name, p.numel())
-        for name, p in model.bridge.original_model.named_parameters()
-        if p.ndim == 2 and ".0." in name and "norm" not in name
-    ]
-    block = sum(size for _, size in sizes)
-    mlp = sum(size for name, size in sizes if "mlp" in name)
-    tokens = 0
-    for prompts, _ in layout(batch, rows):
+def matrices(model: Any) -> list[list[torch.Tensor]]:
+    """The weights of every block's projections and MLP; the MLP's last."""
+    blocks: list[list[torch.Tensor]] = []
+    named = dict(model.bridge.original_model.named_parameters())
+    for layer in range(model.n_layers):
+        own = [(n, p) for n, p in named.items() if f".{layer}." in n and p.ndim == 2]
+        blocks.append([p for _, p in sorted(own, key=lambda item: "mlp" in item[0])])
+    return blocks
+
+
+def multiplications(model: Any, batch: Any, rows: int | None, heads: int) -> tuple[float, float]:
+    """Operations of the matrix products that a sweep of `heads` heads a layer runs, and their rate alone.
+
+    The products of projections and MLPs of the tokens that must run, in the shapes in which they run: as many tokens at
+    once, layer after layer. The ablated layer's attention and the top layer's MLP are not run.
+    """
+    blocks = matrices(model)
+    mlp = sum(w.numel() for w in blocks[0] if max(w.shape) > model.d_model)
+    block = sum(w.numel() for w in blocks[0])
+    layers = sum(mlp + block * (model.n_layers - la - 1) - mlp for la in range(model.n_layers - 1))
+    operations, shapes = 0.0, []
+    for prompts, width in layout(batch, rows):
         part = batch.select(prompts)
         prefix = part.prefix_length if len(prompts) > 1 else 0
-        tokens += prefix + len(prompts) * (part.ids.shape[1] - prefix)
-    # The ablated layer's attention and the top layer's MLP are not run.
-    weights = sum(
-        mlp + block * (model.n_layers - layer - 2) + block - mlp
-        for layer in range(model.n_layers - 1)
-    )
-    return 2.0 * weights * tokens * model.n_heads
+        tokens = prefix + int((part.lengths - prefix).sum())
+        operations += 2.0 * layers * heads * tokens
+        passes = -(-heads // width)
+        shapes.append(-(-heads // passes) * tokens)
+    rates = []
+    for tokens in shapes:
+        inputs = {w.shape[1]: torch.randn(tokens, w.shape[1]) for own in blocks for w in own}
 
+        def once(inputs: dict[int, torch.Tensor] = inputs) -> None:
+            for own in blocks:
+                for weight in own:
+                    torch.nn.functional.linear(inputs[weight.shape[1]], weight)
 
-def matmul_rate(model: Any, tokens: int) -> float:
-    """Operations a second of this machine on one block's matrices, at the sweep's number of rows."""
-    matrices = [
-        p.detach().clone()
-        for n, p in model.bridge.original_model.named_parameters()
-        if p.ndim == 2 and ".0." in n and "norm" not in n
-    ]
-    inputs = {m.shape[1]: torch.randn(tokens, m.shape[1]) for m in matrices}
-
-    def once() -> None:
-        for m in matrices:
-            torch.nn.functional.linear(inputs[m.shape[1]], m)
-
-    once()
-    return 2.0 * tokens * sum(m.numel() for m in matrices) / min(seconds(once) for _ in range(10))
+        once()
+        times = [seconds(once) for _ in range(3)]
+        rates.append(2.0 * tokens * block * model.n_layers / statistics.median(times))
+    return operations, statistics.mean(rates)
 
 
 class PeakMemory:
@@ -149,7 +153,6 @@ def main() -> None:
     edits = [AblateHead(head, UndifferentiatedAttention()) for head in heads]
     few = list(sampled(model, options.heads))
     scale = len(heads) / len(few)
-    work = multiply_adds(model, batch, options.rows) * a_layer / model.n_heads
     singles = [batch.select([n]) for n in range(min(options.prompts, 2))]
     per_single = options.prompts / len(singles)
     times: dict[str, list[float]] = {
@@ -168,7 +171,7 @@ def main() -> None:
             * per_single
             * seconds(lambda: [loop_pass(model, s.ids, s.lengths, h) for h in few for s in singles])
         )
-        rate = matmul_rate(model, TOKENS_A_PASS["cpu"])
+        work, rate = multiplications(model, batch, options.rows, a_layer)
         with PeakMemory() as memory:
             spent = seconds(lambda: sweep(model, batch, edits, Ships(), rows=options.rows))
         times["memory"].append(memory.highest / 2**30)

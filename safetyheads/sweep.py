@@ -11,8 +11,8 @@
    all prompts of the chunk.
 4. In the last block only the last real token goes through the MLP; it alone is normed and unembedded, and what
    a metric keeps of it is all that is stored.
-5. The blocks above the ablated layer run without the bridge's hook points, on the model's own weights, with
-   PyTorch's fused attention where the architecture allows it.
+5. The blocks above the ablated layer run without the bridge's hook points, on the model's own weights, the
+   prompts laid end to end without padding, with PyTorch's fused attention where the architecture allows it.
 
 A pass may ablate several heads, in several layers, and some heads may be ablated in all of them (`given`): the clean
 stream then carries these, and what lies above the layer where a pass starts is ablated in flight, on the bridge's own
@@ -20,8 +20,8 @@ attention in the layers concerned.
 
 Memory holds one layer of clean activations, one residual stream a prompt and one batch of rows: it does not grow with
 layers or heads, and vocabulary enters only through the rows of one batch. Before a sweep trusts any of this, it runs
-one undisturbed pass and one ablated head against the model's own forward pass (`_find_kernel`); where fused attention
-disagrees, eager attention is taken; where that does, every head is run by plain hooked forward passes, with a warning.
+one undisturbed pass and one ablated head against the model's own forward pass (`_find_kernel`); the
+next slower kernel is taken where one disagrees, and where all do, plain hooked forward passes, with a warning.
 """
 
 import random
@@ -43,7 +43,7 @@ from safetyheads.interventions import (
     ZeroAblation,
 )
 from safetyheads.metrics import LastToken, Metric, kl_divergence
-from safetyheads.model import AttentionActs, BlockCall, HookedModel, SharedPrefix, ZEdit
+from safetyheads.model import AttentionActs, BlockCall, HookedModel, Packing, SharedPrefix, ZEdit
 from safetyheads.prompts import TokenBatch
 from safetyheads.store import layer_key, layer_readings
 
@@ -86,8 +86,8 @@ def sweep(
     all the same. Mean and resample ablation take their reference from the untouched model too.
 
     `rows` bounds the (head, prompt) rows in one forward pass, and with it the memory; by default a pass has about
-    `TOKENS_A_PASS` tokens. `store` gets the readings of each
-    finished layer and is asked before one is run. `progress` is called with the number of rows just finished.
+    `TOKENS_A_PASS` tokens. `store` gets the readings of each finished layer and is asked before one is run. `progress`
+    is called with the number of rows just finished.
 
     Raises ValueError if the logits are not finite, or an intervention names a head that the model does not have or that
     is given.
@@ -217,6 +217,7 @@ class _Chunk:
 
         self.calls = recorded(0)[1]
         self.prefix_calls, self.suffix_calls = recorded(self.prefix) if self.prefix else ([], [])
+        self.packings: dict[int, tuple[Packing, list[BlockCall]]] = {}
         self.acts: AttentionActs | None = None
         self.next: Tensor | None = None
 
@@ -377,6 +378,9 @@ class _Chunk:
         model, cut = self.model, self.prefix
         if cut and attn_out is not None and not _same_for_all_prompts(attn_out[:, :, :cut]):
             cut = 0  # an ablation that looks at the whole prompt leaves no prefix to share
+        if self.kernel == "packed" and not bridged:
+            return self._run_packed(layer, resid, attn_out, cut)
+        kernel = "sdpa" if self.kernel == "packed" else self.kernel
         tail = resid[:, :, cut:].flatten(0, 1)
         tail_out = None if attn_out is None else attn_out[:, :, cut:].flatten(0, 1)
         head, head_out = tail, tail_out
@@ -386,23 +390,62 @@ class _Chunk:
         calls = self.suffix_calls if cut else self.calls
         top = model.n_layers - 1
         for at in range(layer, top):
-            run = partial(model.run_block, kernel="bridge" if at in bridged else self.kernel)
+            run = partial(model.run_block, kernel="bridge" if at in bridged else kernel)
             cache = SharedPrefix() if cut else None
             if cut:
                 head = run(at, head, self.prefix_calls[at], cache=cache, attn_out=head_out)
             tail = run(at, tail, calls[at], cache=cache, attn_out=tail_out)
             head_out = tail_out = None
         # Of the last block all tokens' keys and values are needed, and the rest for one token.
-        run = partial(model.run_block, kernel=self.kernel)
+        run = partial(model.run_block, kernel=kernel)
         if tail_out is None:
-            kernel = "bridge" if top in bridged else self.kernel
-            attend = partial(model.run_attention, kernel=kernel)
+            attend = partial(model.run_attention, kernel="bridge" if top in bridged else kernel)
             cache = SharedPrefix() if cut else None
             if cut:
                 attend(top, head, self.prefix_calls[top], cache=cache)
             tail_out = attend(top, tail, calls[top], cache=cache)
         last, last_out = (self._at_last(t, cut)[:, None] for t in (tail, tail_out))
         return model.final_norm(run(top, last, calls[top], attn_out=last_out)[:, 0])
+
+    def _run_packed(
+        self,
+        layer: int,
+        resid: Float[Tensor, "variant prompt pos d_model"],
+        attn_out: Float[Tensor, "variant prompt pos d_model"] | None,
+        cut: int,
+    ) -> Float[Tensor, "row d_model"]:
+        """The same, all prompts of a variant laid end to end."""
+        model, top = self.model, self.model.n_layers - 1
+        packing, calls = self._packed(cut)
+        run = partial(model.run_block, kernel="packed")
+        packed = packing.pack(resid)
+        packed_out = None if attn_out is None else packing.pack(attn_out)
+        for at in range(layer, top):
+            packed = run(at, packed, calls[at], attn_out=packed_out)
+            packed_out = None
+        if packed_out is None:
+            packed_out = model.run_attention(top, packed, calls[top], kernel="packed")
+        last, last_out = (t[:, packing.last].flatten(0, 1)[:, None] for t in (packed, packed_out))
+        return model.final_norm(run(top, last, calls[top], attn_out=last_out)[:, 0])
+
+    def _packed(self, cut: int) -> tuple[Packing, list[BlockCall]]:
+        """How this chunk's prompts are packed behind `cut` shared tokens, and the blocks' calls for that."""
+        if cut not in self.packings:
+            firsts: Sequence[BlockCall | None] = (
+                self.prefix_calls if cut else [None] * len(self.calls)
+            )
+            rests = self.suffix_calls if cut else self.calls
+            # Layers may differ in their masks, not in where the tokens stand.
+            packings = [
+                Packing(self.lengths - cut, cut, first, rest)
+                for first, rest in zip(firsts, rests, strict=True)
+            ]
+            calls = [
+                packing.call(first, rest)
+                for packing, first, rest in zip(packings, firsts, rests, strict=True)
+            ]
+            self.packings[cut] = packings[0], calls
+        return self.packings[cut]
 
     def read(
         self, metric: Metric, ablated: LastToken, untouched: LastToken, edits: Sequence[Variant]
@@ -583,7 +626,8 @@ def _find_kernel(
             kl_divergence(plain, LastToken(state, model.unembed).log_probs).max().item()
             for plain, state in zip(expected, got, strict=True)
         )
-        if worst <= tolerance**2:
+        attended = all(p.attended for _, calls in chunk.packings.values() for _, _, p in calls if p)
+        if worst <= tolerance**2 and (kernel != "packed" or attended):
             return kernel
     warnings.warn(
         f"{model.name}: resuming at a layer differs from the model's own forward pass (KL {worst:.2g} nat); "

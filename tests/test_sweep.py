@@ -125,7 +125,7 @@ def test_an_ablation_that_gives_no_number_names_the_heads(model):
 def state_of(model):
     """All that a sweep could leave behind: hooks, patched forwards, gradients' switch."""
     hooks = Counter()
-    twins = [(la, kernel) for la in range(model.n_layers) for kernel in ("sdpa", "eager")]
+    twins = [(la, kernel) for la in range(model.n_layers) for kernel in ("packed", "sdpa", "eager")]
     trees = {"": model.bridge, **{str(key): model._block(*key)[0] for key in twins}}
     parts = [(key + name, p) for key, tree in trees.items() for name, p in tree.named_modules()]
     for name, part in parts:
@@ -139,7 +139,7 @@ def state_of(model):
 
 
 @pytest.mark.parametrize("after", [0, 1, 40])
-@pytest.mark.parametrize("kernel", ["sdpa", "eager", "bridge", "plain"])
+@pytest.mark.parametrize("kernel", ["packed", "sdpa", "eager", "bridge", "plain"])
 def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, after, kernel):
     batch = tokenize(RAGGED, tokenizer())
     logits, before = (
@@ -168,7 +168,7 @@ def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, aft
 
 
 @pytest.mark.parametrize("after", [0, 4, 9])
-@pytest.mark.parametrize("kernel", ["sdpa", "eager", "bridge"])
+@pytest.mark.parametrize("kernel", ["packed", "sdpa", "eager", "bridge"])
 @pytest.mark.parametrize("part", ["mlp", "self_attn"])
 def test_an_error_inside_a_pass_leaves_the_model_as_it_was(model, monkeypatch, part, kernel, after):
     batch = tokenize(RAGGED, tokenizer())
