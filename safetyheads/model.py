@@ -18,19 +18,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from safetyheads.blocks import (
+    BlockCall,
+    Packing,
+    SharedPrefix,
+    attention_gives,
+    block_beneath,
+    first_of,
+    replay,
+    visible_keys,
+    watch_cache,
+)
 from safetyheads.checkpoints import KNOWN_MODELS, load_checkpoint
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-
-class BlockCall(NamedTuple):
-    """What the model passes to one block besides the hidden states: masks, positions, rotary angles."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    packing: "Packing | None" = None
-    """How the positions are laid out, if not as rows."""
 
 
 class AttentionActs(NamedTuple):
@@ -71,140 +73,6 @@ class ZEdit(NamedTuple):
     """Whether `edit` needs the scores."""
     part: tuple[int, int] = (0, 1)
     """Which rows: part `i` of `n` equal parts of every pass, counted from 0."""
-
-
-class SharedPrefix:
-    """The keys and values of a prefix at one layer: stored once a variant, read by all its prompts.
-
-    It stands where the model expects its cache and offers the one method that attention calls on it.
-    """
-
-    def __init__(self) -> None:
-        self._stored: tuple[Tensor, Tensor] | None = None
-
-    def update(
-        self, keys: Tensor, values: Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Store on the first call (the prefix); prepend what is stored on the second (the suffixes)."""
-        if self._stored is None:
-            self._stored = keys, values
-            return keys, values
-        copies = len(keys) // len(self._stored[0])
-        prefix_keys, prefix_values = (t.repeat_interleave(copies, dim=0) for t in self._stored)
-        return torch.cat([prefix_keys, keys], dim=-2), torch.cat([prefix_values, values], dim=-2)
-
-
-class Packing:
-    """Several prompts laid end to end behind the prefix that they share, so that no pass is spent on padding.
-
-    Everything but attention looks at one position at a time and does not mind; attention unpacks the prompts into rows.
-    """
-
-    def __init__(
-        self, lengths: Int[Tensor, " prompt"], prefix: int, first: BlockCall | None, rest: BlockCall
-    ) -> None:
-        """`lengths` are the prompts' without the prefix; `first` and `rest` are recorded calls on prefix and rest."""
-        device, longest = lengths.device, int(lengths.max())
-        self.prompts, self.prefix, self.longest = len(lengths), prefix, longest
-        positions = torch.arange(longest, device=device)
-        self.kept = (positions < lengths[:, None]).flatten().nonzero()[:, 0]
-        """Where each packed token stands among the padded rows."""
-        ends = lengths.cumsum(0)
-        starts = (ends - lengths)[:, None]
-        self.unpacked = (starts + positions.minimum(lengths[:, None] - 1)).flatten()
-        """Which packed token stands in each place of the padded rows; padding repeats the last one."""
-        self.last = prefix + ends - 1
-        """Where each prompt's last token stands."""
-        self.masks = tuple(
-            None
-            if call is None
-            else _visible((*call.args, *call.kwargs.values()), queries, keys, device)[:, None]
-            for call, queries, keys in (
-                (first, prefix, prefix),
-                (rest, longest, prefix + longest),
-            )
-        )
-        self.attended = False
-
-    def pack(
-        self, rows: Float[Tensor, "variant prompt pos d"]
-    ) -> Float[Tensor, "variant packed d"]:
-        """The prefix once, then all prompts without it and without padding."""
-        rest = rows[:, :, self.prefix :].flatten(1, 2)[:, self.kept]
-        return torch.cat([rows[:, 0, : self.prefix], rest], 1) if self.prefix else rest
-
-    def call(self, first: BlockCall | None, rest: BlockCall) -> BlockCall:
-        """One call for all packed tokens, from those for the prefix and for the rest."""
-        firsts = (None,) * len(rest.args) if first is None else first.args
-        args = tuple(self._join(a, b) for a, b in zip(firsts, rest.args, strict=True))
-        named = {} if first is None else first.kwargs
-        kwargs = {name: self._join(named.get(name), b) for name, b in rest.kwargs.items()}
-        return BlockCall(args, {**kwargs, "use_cache": False}, self)
-
-    def _join(self, first: Any, rest: Any) -> Any:
-        from transformers import Cache
-
-        if isinstance(rest, tuple):
-            firsts = (None,) * len(rest) if first is None else first
-            return tuple(self._join(a, b) for a, b in zip(firsts, rest, strict=True))
-        if isinstance(rest, Cache):
-            return None
-        if not isinstance(rest, Tensor) or rest.ndim < 2:
-            return rest
-        if rest.ndim == 4:
-            return None  # the mask, which attention gets from here
-        packed = rest[:, self.kept % self.longest]
-        return packed if first is None else torch.cat([first, packed], 1)
-
-    def attend(
-        self,
-        query: Float[Tensor, "variant head packed d_head"],
-        key: Float[Tensor, "variant kv packed d_head"],
-        value: Float[Tensor, "variant kv packed d_head"],
-        scale: float | None,
-    ) -> Float[Tensor, "variant packed head d_head"]:
-        """Attention of the prefix to itself and of each prompt to the prefix and itself."""
-        self.attended = True
-        copies = query.shape[1] // key.shape[1]
-        key, value = (t.repeat_interleave(copies, 1) for t in (key, value))
-        cut = self.prefix
-
-        def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-            out = nn.functional.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, scale=scale
-            )
-            return out.transpose(1, 2)
-
-        keys, values = (
-            torch.cat([t[:, :, :cut].repeat_interleave(self.prompts, 0), self._rows(t)], 2)
-            for t in (key, value)
-        )
-        rows = attention(self._rows(query), keys, values, self.masks[1])
-        rest = rows.unflatten(0, (len(query), -1)).flatten(1, 2)[:, self.kept]
-        if not cut:
-            return rest
-        first = attention(query[:, :, :cut], key[:, :, :cut], value[:, :, :cut], self.masks[0])
-        return torch.cat([first, rest], 1)
-
-    def _rows(
-        self, packed: Float[Tensor, "variant head packed d_head"]
-    ) -> Float[Tensor, "row head pos d_head"]:
-        rows = packed[:, :, self.prefix :][:, :, self.unpacked]
-        return rows.unflatten(2, (self.prompts, -1)).transpose(1, 2).flatten(0, 1)
-
-
-def _packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None = None,
-    scaling: float | None = None,
-    **_options: Any,
-) -> tuple[Tensor, None]:
-    """What transformers calls in a block that is run with a `Packing`."""
-    packing: Any = module.packing
-    return packing.attend(query, key, value, scaling), None
 
 
 @dataclass(frozen=True, eq=False)
@@ -405,7 +273,7 @@ class HookedModel:
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             kept.clear()
             kept["passed"] = (*args, *kwargs.values())
-            watch = lambda value: _watch_cache(value, kept)  # noqa: E731
+            watch = lambda value: watch_cache(value, kept)  # noqa: E731
             return tuple(map(watch, args)), {k: watch(v) for k, v in kwargs.items()}
 
         def after(_module: nn.Module, _args: tuple[Any, ...], out: Any) -> Any:
@@ -431,7 +299,7 @@ class HookedModel:
         else:
             v = kept["hook_v"].reshape(*z.shape[:2], -1, self.d_head)
         rows, queries, keys = len(z), z.shape[1], v.shape[1]
-        visible = _visible(kept["passed"], queries, keys, z.device).expand(rows, -1, -1)
+        visible = visible_keys(kept["passed"], queries, keys, z.device).expand(rows, -1, -1)
         scores = self._scores(kept) if "hook_pattern" in kept else None
         change = z.new_zeros(rows, queries, self.d_model)
         for _, head, edit, _, (number, parts) in edits:
@@ -553,7 +421,7 @@ class HookedModel:
             def see(_m: nn.Module, args: Any, kwargs: dict[str, Any], layer: int = layer) -> None:
                 size = ids.shape[1]
                 passed = (*args[1:], *kwargs.values())
-                visible[layer] = _visible(passed, size, size, self.device)[0]
+                visible[layer] = visible_keys(passed, size, size, self.device)[0]
 
             def show(pattern: Tensor, hook: Any, layer: int = layer) -> None:
                 read(layer, pattern.detach(), visible[layer])
@@ -641,10 +509,10 @@ class HookedModel:
         """
         block, attention = self._block(layer, kernel, call.packing)
         replaced = (
-            contextlib.nullcontext() if attn_out is None else _attention_gives(attention, attn_out)
+            contextlib.nullcontext() if attn_out is None else attention_gives(attention, attn_out)
         )
         with replaced:
-            return _first(_replay(block, resid, call, cache))
+            return first_of(replay(block, resid, call, cache))
 
     def run_attention(
         self,
@@ -661,12 +529,12 @@ class HookedModel:
             pass
 
         def stop(_module: nn.Module, _args: Any, out: Any) -> None:
-            raise Reached(_first(out))
+            raise Reached(first_of(out))
 
         block, attention = self._block(layer, kernel, call.packing)
         handle = attention.register_forward_hook(stop)
         try:
-            _replay(block, resid, call, cache)
+            replay(block, resid, call, cache)
         except Reached as reached:
             return reached.args[0]
         finally:
@@ -690,7 +558,7 @@ class HookedModel:
             block = self.bridge.blocks[layer]
             return block, block.attn
         if (layer, kernel) not in self._beneath:
-            self._beneath[layer, kernel] = _block_beneath(self.bridge.blocks[layer], kernel)
+            self._beneath[layer, kernel] = block_beneath(self.bridge.blocks[layer], kernel)
         block, attention = self._beneath[layer, kernel]
         vars(attention)["packing"] = packing
         return block, attention
@@ -757,7 +625,9 @@ class HookedModel:
             attn_out=kept["attn_out"].detach(),
             z=kept["hook_z"].reshape(shape),
             v=kept["hook_v"].reshape(shape),
-            visible=_visible((*call.args, *call.kwargs.values()), shape[1], shape[1], resid.device),
+            visible=visible_keys(
+                (*call.args, *call.kwargs.values()), shape[1], shape[1], resid.device
+            ),
             scores=self._scores(kept) if scores else None,
         )
 
@@ -791,96 +661,6 @@ class HookedModel:
     ) -> Float[Tensor, "*row d_model"]:
         """What a change of one head's z adds to the attention output: z W_O, without the bias."""
         return z @ self.bridge.blocks[layer].attn.W_O[head].to(z.dtype)
-
-
-def _visible(
-    passed: Sequence[Any], queries: int, keys: int, device: torch.device
-) -> Bool[Tensor, "row_or_1 query key"]:
-    """Which keys each query may see, from the mask among what the model passes on; plain causal if there is none."""
-    for value in passed:
-        if isinstance(value, Tensor) and value.ndim == 4:
-            mask = value[:, 0, -queries:, :keys]
-            return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    return torch.ones(1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-
-
-class _WatchedCache:
-    """A cache that lets through all that is asked of it, and keeps the values that attention gets from it."""
-
-    def __init__(self, cache: Any, kept: dict[str, Any]) -> None:
-        self._cache, self._kept = cache, kept
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        keys, values = self._cache.update(*args, **kwargs)
-        self._kept["cached"] = values
-        return keys, values
-
-
-def _watch_cache(value: Any, kept: dict[str, Any]) -> Any:
-    from transformers import Cache
-
-    return (
-        _WatchedCache(value, kept)
-        if isinstance(value, (Cache, SharedPrefix, _WatchedCache))
-        else value
-    )
-
-
-def _block_beneath(block: Any, kernel: str) -> tuple[nn.Module, nn.Module]:
-    """The plain block that the bridge wraps, and the attention in it: a second tree of modules on the same weights."""
-    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
-    from transformers import AttentionInterface
-
-    if kernel == "packed":
-        kernel = "safetyheads_packed"
-        AttentionInterface.register(kernel, _packed_attention)
-    attention: list[nn.Module] = []
-
-    def plain(module: nn.Module) -> nn.Module:
-        wrapped = module
-        while isinstance(wrapped, GeneralizedComponent):
-            wrapped = wrapped.original_component
-        twin = copy.copy(wrapped)
-        twin._modules = {name: m and plain(m) for name, m in wrapped._modules.items()}
-        twin._forward_hooks = type(wrapped._forward_hooks)()
-        if (config := getattr(twin, "config", None)) is not None:
-            own: Any = copy.copy(config)
-            own._attn_implementation = kernel
-            twin.config = own
-        if module is block.attn:
-            attention.append(twin)
-        return twin
-
-    return plain(block), attention[0]
-
-
-def _replay(block: nn.Module, resid: Tensor, call: BlockCall, cache: SharedPrefix | None) -> Any:
-    args = (_swap_cache(a, cache) for a in call.args)
-    return block(resid, *args, **{k: _swap_cache(v, cache) for k, v in call.kwargs.items()})
-
-
-def _first(out: Any) -> Any:
-    """Some modules give a tensor, some a tuple that begins with it."""
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _swap_cache(value: Any, cache: SharedPrefix | None) -> Any:
-    from transformers import Cache
-
-    return cache if isinstance(value, Cache) else value
-
-
-@contextlib.contextmanager
-def _attention_gives(attention: nn.Module, attn_out: Tensor) -> Iterator[None]:
-    """Within the context, the attention module returns `attn_out` and computes nothing."""
-    object.__setattr__(attention, "forward", lambda *_args, **_kwargs: (attn_out, None))
-    try:
-        yield
-    finally:
-        object.__delattr__(attention, "forward")
 
 
 def load_model(
@@ -938,7 +718,6 @@ def random_copy(model: HookedModel, seed: int = 0) -> HookedModel:
 
     The weights are drawn as the architecture's own initialisation draws them; the caller's random state stays as it is.
     """
-    import copy
 
     source = model.bridge.original_model
     with torch.random.fork_rng(devices=[]):

@@ -34,6 +34,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from safetyheads.blocks import BlockCall, Packing, SharedPrefix
 from safetyheads.heads import Head
 from safetyheads.interventions import (
     AblateHead,
@@ -43,7 +44,7 @@ from safetyheads.interventions import (
     ZeroAblation,
 )
 from safetyheads.metrics import LastToken, Metric, kl_divergence
-from safetyheads.model import AttentionActs, BlockCall, HookedModel, Packing, SharedPrefix, ZEdit
+from safetyheads.model import AttentionActs, HookedModel, ZEdit
 from safetyheads.prompts import TokenBatch
 from safetyheads.store import layer_key, layer_readings
 

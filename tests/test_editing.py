@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from safetyheads.blocks import SharedPrefix
 from safetyheads.heads import Head
 from safetyheads.interventions import (
     AblateHead,
@@ -17,7 +18,7 @@ from safetyheads.interventions import (
     ZeroAblation,
     mean_z,
 )
-from safetyheads.model import SharedPrefix, load_model
+from safetyheads.model import load_model
 from safetyheads.prompts import tokenize
 from tests.oracles import PlainModel
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer

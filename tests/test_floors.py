@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "safetyheads"
 FLOORS = [  # a module imports from the floors above its own line, never from its own line or below
     ["files"],
     [
+        "blocks",
         "prompts",
         "heads",
         "metrics",
