@@ -11,8 +11,8 @@ Both sides run in one process, in turn, `--repeats` times; ratios are printed as
 
 A pass of a loop costs the same for every head, so the loops are timed on a few heads spread over the layers and scaled.
 The share of the machine's matrix-multiply rate is the operations of the sweep's matrix products (projections and MLPs
-of the tokens that must run; attention, norms, unembedding and all fixed costs count as loss) over its time, against the
-same products alone, in the same shapes, timed right before.
+of the tokens that must run, unembedding of the last ones; attention, norms and all fixed costs count as loss) over its
+time, against the projections' and MLPs' products alone, in the same shapes, timed right before.
 """
 
 import argparse
@@ -75,12 +75,14 @@ def multiplications(model: Any, batch: Any, rows: int | None, heads: int) -> tup
     mlp = sum(w.numel() for w in blocks[0] if max(w.shape) > model.d_model)
     block = sum(w.numel() for w in blocks[0])
     layers = sum(mlp + block * (model.n_layers - la - 1) - mlp for la in range(model.n_layers - 1))
+    vocabulary = int(model.bridge.cfg.d_vocab) * model.d_model
     operations, shapes = 0.0, []
     for prompts, width in layout(batch, rows):
         part = batch.select(prompts)
         prefix = part.prefix_length if len(prompts) > 1 else 0
         tokens = prefix + int((part.lengths - prefix).sum())
         operations += 2.0 * layers * heads * tokens
+        operations += 2.0 * vocabulary * heads * model.n_layers * len(prompts)
         passes = -(-heads // width)
         shapes.append(-(-heads // passes) * tokens)
     rates = []

@@ -25,7 +25,7 @@ DEMO_FOLDER = "safetyheads-demo"
 DEMO_LIMIT = 6  # pairs; with these the demo ends within three minutes on two cores
 ABLATIONS = ("undifferentiated_attention", "scaling_contribution", "zero", "mean", "resample")
 DEFAULT_ABLATIONS = ABLATIONS[:2]
-METRICS = ("ships", "generalized_ships", "refusal_shift")
+METRICS = ("refusal_shift", "ships", "generalized_ships")
 EXECUTORS = ("process", "ray")
 METHODS = ("exact", "screened")
 UNFINISHED = "unfinished"
@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--epsilon", type=float, help="what the first two ablations leave; their own default")
     add("--seed", type=int, help="of the resample ablation; its own default")
-    add("--metric", choices=METRICS, default=METRICS[0], help="distance to the baseline (ships)")
+    add("--metric", choices=METRICS, default=METRICS[0], help="what is measured (%(default)s)")
     add("--space", choices=("left", "right", "feature0"), help="of generalized_ships (left)")
     add("--rank", type=positive_integer, help="singular vectors of generalized_ships (1)")
     add("--template", help='"chat", "bare", "query" or a text with {q}; by default the model\'s')
@@ -130,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ablation", choices=ABLATIONS, default=ABLATIONS[0], help="%(default)s")
     add("--epsilon", type=float, help="what the first two ablations leave; their own default")
     add("--seed", type=int, help="of the random groups and the resample ablation (0)")
-    add("--metric", choices=METRICS, default=METRICS[0], help="distance to the baseline (ships)")
+    add("--metric", choices=METRICS, default="ships", help="what is measured (%(default)s)")
     add("--space", choices=("left", "right", "feature0"), help="of generalized_ships (left)")
     add("--rank", type=positive_integer, help="singular vectors of generalized_ships (1)")
     add("--steps", type=positive_integer, default=3, metavar="S", help="size of the group (3)")

@@ -119,7 +119,8 @@ def refusal_tokens(tokenizer: Any, openings: Sequence[str], prompt: str = "") ->
     if not found:
         raise ValueError(
             f"none of the refusal openings {list(openings)} is a single token of this tokenizer; "
-            "give RefusalShift(tokens=...) the token ids that begin the model's refusals"
+            "give RefusalShift(tokens=...) the token ids that begin the model's refusals, "
+            "or take another metric, such as Ships()"
         )
     return tuple(found)
 

@@ -56,6 +56,7 @@ def rank_layers(
     Raises ValueError if the folder holds a part of another run, and what `rank_safety_heads` raises.
     """
     require_distinct(ablations)
+    metric = RefusalShift() if metric is None else metric
     prompts = load_prompts(dataset)
     if limit is not None:
         prompts = prompts.limit(limit)

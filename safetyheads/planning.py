@@ -15,7 +15,7 @@ import torch
 
 from safetyheads.heads import Head
 from safetyheads.interventions import AblateHead, Ablation
-from safetyheads.metrics import LastToken, Metric
+from safetyheads.metrics import LastToken, Metric, RefusalShift
 from safetyheads.model import HookedModel, load_model
 from safetyheads.probes.ablation import as_method
 from safetyheads.prompts import PromptSet, load_prompts
@@ -102,6 +102,7 @@ def plan(
     Raises what `rank_safety_heads` raises for its input.
     """
     require_distinct(ablations)
+    metric = RefusalShift() if metric is None else metric
     prompts = load_prompts(dataset)
     if limit is not None:
         prompts = prompts.limit(limit)

@@ -20,7 +20,7 @@ from safetyheads.executors import Executor
 from safetyheads.files import writable_folder, write_whole
 from safetyheads.heads import Head, HeadScores
 from safetyheads.interventions import Ablation, ScalingContribution, UndifferentiatedAttention
-from safetyheads.metrics import Metric
+from safetyheads.metrics import Metric, RefusalShift
 from safetyheads.model import load_model, random_copy
 from safetyheads.plots.files import write_html
 from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
@@ -171,18 +171,20 @@ def rank_safety_heads(
 
     `model`: a name, Hub id, folder, `.gguf` file, `(model, tokenizer)` of Hugging Face, or TransformerBridge.
     `dataset`: a name such as "builtin" or "jailbreakbench", a file, a list of strings, or a PromptSet. `ablations` and
-    `metric` are values such as `UndifferentiatedAttention()` and `Ships()`. `limit` keeps the first prompts only,
-    spread over the categories. `method="screened"` runs only the heads exactly that are likely to be among the top, and
-    on the harmless prompts the same heads; the rest is estimated and marked so. `null` says what heads must rise
-    above not to be drawn grey: "labels" (relabelled prompts), "layer" (the other heads of the layer) or "random_init"
-    (a copy of the model with random weights, which is scored too and takes as long). The other arguments are those of
-    `score_heads`.
+    `metric` are values such as `UndifferentiatedAttention()` and `Ships()`; the metric is by default `RefusalShift()`,
+    which of six rankings alone found heads whose removal lowered refusal on held-out prompts (docs/behaviour.md).
+    `limit` keeps the first prompts only, spread over the categories. `method="screened"` runs only the heads exactly
+    that are likely to be among the top, and on the harmless prompts the same heads; the rest is estimated and marked
+    so. `null` says what heads must rise above not to be drawn grey: "labels" (relabelled prompts), "layer" (the other
+    heads of the layer) or "random_init" (a copy of the model with random weights, which is scored too and takes as
+    long). The other arguments are those of `score_heads`.
 
     Raises ValueError for input that cannot be ranked, and what `load_model` and `load_prompts` raise.
     """
     require_distinct(ablations)
     if null not in NULLS:
         raise ValueError(f"null is {null!r}; it must be one of {', '.join(NULLS)}")
+    metric = RefusalShift() if metric is None else metric
     prompts = load_prompts(dataset)
     if null == "random_init" and not prompts.harmless:
         raise ValueError(

@@ -285,6 +285,7 @@ def tiny_chat_model(tmp_path_factory) -> SimpleNamespace:
 def test_rank_from_end_to_end(tiny_chat_model, tmp_path, capsys):
     out = tmp_path / "results"
     arguments = ["rank", "--model", str(tiny_chat_model.folder), "--limit", "2", "--top", "3"]
+    arguments += ["--metric", "ships"]
     assert main([*arguments, "--out", str(out)]) == 0
 
     scores = pandas.read_csv(out / "scores.csv")

@@ -10,7 +10,7 @@ import torch
 
 from safetyheads.heads import COLUMNS, HeadScores
 from safetyheads.interventions import ScalingContribution, UndifferentiatedAttention, ZeroAblation
-from safetyheads.metrics import GeneralizedShips, RefusalShift
+from safetyheads.metrics import GeneralizedShips, Ships
 from safetyheads.model import load_model
 from safetyheads.probes.ablation import score_heads
 from safetyheads.prompts import PromptSet
@@ -32,7 +32,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def ranking(model):
-    return rank_safety_heads(model, PROMPTS, top_k=5, progress=False)
+    return rank_safety_heads(model, PROMPTS, metric=Ships(), top_k=5, progress=False)
 
 
 def test_the_table_has_a_row_for_every_head_and_ablation(ranking):
@@ -108,7 +108,9 @@ def test_without_harmless_prompts_there_is_no_such_column(model):
 
 
 def test_limit_keeps_the_first_prompts_spread_over_categories(model):
-    few = rank_safety_heads(model, PROMPTS, limit=2, ablations=[ZeroAblation()], progress=False)
+    few = rank_safety_heads(
+        model, PROMPTS, limit=2, metric=Ships(), ablations=[ZeroAblation()], progress=False
+    )
     assert few.harmful[0].per_prompt.shape == (4, 6, 2)
     assert few.harmless[0].per_prompt.shape == (4, 6, 2)
     chosen = PROMPTS.limit(2).harmful
@@ -118,9 +120,8 @@ def test_limit_keeps_the_first_prompts_spread_over_categories(model):
 
 
 def test_a_signed_metric_puts_the_most_negative_shift_first(model):
-    shift = rank_safety_heads(
-        model, PROMPTS, metric=RefusalShift(), ablations=[ZeroAblation()], progress=False
-    )
+    shift = rank_safety_heads(model, PROMPTS, ablations=[ZeroAblation()], progress=False)
+    assert shift.harmful[0].metric == "refusal_shift"  # the default
     table = shift.to_frame()
     assert table["score"].is_monotonic_increasing
     assert table["score"].iloc[0] < 0 < table["score"].iloc[-1]
