@@ -1,6 +1,6 @@
 """Which ranking finds heads whose removal really lowers refusal? Qwen2.5-Coder-0.5B-Instruct, held-out prompts.
 
-    python benchmarks/behaviour.py --data ../shared/data --folder /tmp/behaviour --minutes 7
+    python benchmarks/behaviour.py --data DATA --folder FOLDER --minutes 7
 
 Heads are selected on one half of JailbreakBench (one pair a category of the even rows), and behaviour is measured on
 the other half and on MaliciousInstruct. Two sweeps a side keep the final states, from which every metric is read. Each
