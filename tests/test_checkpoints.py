@@ -254,7 +254,8 @@ def test_what_a_killed_process_left_is_not_taken_for_the_file(tiny, wheels, cach
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
 from safetyheads import checkpoints
 checkpoints.KNOWN_MODELS = {"tiny": checkpoints.KnownModel(**%r)}
 checkpoints.HUB_PATIENCE = 60.0  # a busy machine is no silent Hub
