@@ -158,14 +158,19 @@ def packed_attention(
     return packing.attend(query, key, value, scaling), None
 
 
+def mask_of(passed: Sequence[Any]) -> Tensor | None:
+    """The attention mask among what the model passes on, if there is one."""
+    masks = (value for value in passed if isinstance(value, Tensor) and value.ndim == 4)
+    return next(masks, None)
+
+
 def visible_keys(
     passed: Sequence[Any], queries: int, keys: int, device: torch.device
 ) -> Bool[Tensor, "row_or_1 query key"]:
     """Which keys each query may see, from the mask among what the model passes on; plain causal if there is none."""
-    for value in passed:
-        if isinstance(value, Tensor) and value.ndim == 4:
-            mask = value[:, 0, -queries:, :keys]
-            return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    if (whole := mask_of(passed)) is not None:
+        mask = whole[:, 0, -queries:, :keys]
+        return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     return torch.ones(1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 

@@ -279,8 +279,7 @@ class HookedModel:
         def after(_module: nn.Module, _args: tuple[Any, ...], out: Any) -> Any:
             if "hook_z" not in kept:  # attention was not run: `run_block` with attn_out
                 return None
-            attn_out = out[0] if isinstance(out, tuple) else out
-            attn_out = attn_out + self._change(layer, edits, kept)
+            attn_out = first_of(out) + self._change(layer, edits, kept)
             kept.clear()
             return (attn_out, *out[1:]) if isinstance(out, tuple) else attn_out
 
@@ -362,7 +361,7 @@ class HookedModel:
 
         def showing(name: str, layer: int) -> Callable[..., None]:
             def hook(_module: nn.Module, _args: Any, out: Any) -> None:
-                read(name, layer, out[0] if isinstance(out, tuple) else out, start)
+                read(name, layer, first_of(out), start)
                 if (name, layer) == ("resid_post", top):
                     raise Reached
 
@@ -612,7 +611,7 @@ class HookedModel:
         kept: dict[str, Tensor] = {}
         attention = self.bridge.blocks[layer].attn
         handle = attention.register_forward_hook(
-            lambda _m, _i, out: kept.update(attn_out=out[0] if isinstance(out, tuple) else out)
+            lambda _m, _i, out: kept.update(attn_out=first_of(out))
         )
         try:
             with self.bridge.hooks(fwd_hooks=self._keeping(layer, kept, scores=scores)):

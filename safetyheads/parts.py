@@ -18,11 +18,10 @@ from safetyheads.files import writable_folder, write_whole
 from safetyheads.heads import HeadScores
 from safetyheads.interventions import Ablation
 from safetyheads.metrics import GeneralizedShips, Metric, RefusalShift, Ships
-from safetyheads.model import load_model
 from safetyheads.probes.ablation import head_scores, score_layers_of
-from safetyheads.prompts import PromptSet, load_prompts
-from safetyheads.ranking import DEFAULT_ABLATIONS, Ranking, require_distinct
-from safetyheads.runs import prepare_run
+from safetyheads.prompts import PromptSet
+from safetyheads.ranking import DEFAULT_ABLATIONS, Ranking, prepare_ranking
+from safetyheads.runs import prepare_runs
 from safetyheads.shards import RESUMED
 from safetyheads.store import Store, differences, layer_readings, store_name
 from safetyheads.sweep import Swept
@@ -55,18 +54,9 @@ def rank_layers(
 
     Raises ValueError if the folder holds a part of another run, and what `rank_safety_heads` raises.
     """
-    require_distinct(ablations)
-    metric = RefusalShift() if metric is None else metric
-    prompts = load_prompts(dataset)
-    if limit is not None:
-        prompts = prompts.limit(limit)
-    model = load_model(model)
+    model, prompts, metric = prepare_ranking(model, dataset, ablations, metric, limit)
     folder = writable_folder(folder)
-    runs = [
-        prepare_run(model, prompts, ablation, metric, side, template, rows)
-        for side in (["harmful", "harmless"] if prompts.harmless else ["harmful"])
-        for ablation in ablations
-    ]
+    runs = prepare_runs(model, prompts, ablations, metric, template, rows)
     part = {
         "what": "readings of some layers: a part of a ranking, to be joined by safetyheads merge",
         "model": model.name,

@@ -9,18 +9,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from safetyheads.heads import Head
 from safetyheads.interventions import AblateHead, Ablation
-from safetyheads.metrics import LastToken, Metric, RefusalShift
-from safetyheads.model import HookedModel, load_model
+from safetyheads.metrics import LastToken, Metric
+from safetyheads.model import HookedModel
 from safetyheads.probes.ablation import as_method
-from safetyheads.prompts import PromptSet, load_prompts
-from safetyheads.ranking import DEFAULT_ABLATIONS, require_distinct
-from safetyheads.runs import Run, prepare_run
+from safetyheads.prompts import PromptSet
+from safetyheads.ranking import DEFAULT_ABLATIONS, prepare_ranking
+from safetyheads.runs import Run, prepare_runs
 from safetyheads.screening import Screened
 from safetyheads.sweep import LOOK_TOKENS, _Chunk, _Reference, layout
 
@@ -101,33 +101,27 @@ def plan(
 
     Raises what `rank_safety_heads` raises for its input.
     """
-    require_distinct(ablations)
-    metric = RefusalShift() if metric is None else metric
-    prompts = load_prompts(dataset)
-    if limit is not None:
-        prompts = prompts.limit(limit)
-    opened = load_model(model)
-    sides = ["harmful", *(["harmless"] if prompts.harmless else [])]
-    runs = [
-        prepare_run(opened, prompts, ablation, metric, side, template, rows)
-        for side in sides
-        for ablation in ablations
-    ]
+    opened, prompts, metric = prepare_ranking(model, dataset, ablations, metric, limit)
+    runs = prepare_runs(opened, prompts, ablations, metric, template, rows)
     n_heads = opened.n_layers * opened.n_heads
     screened = as_method(method)
     share = 1.0 if screened is None else min(1.0, screened.share + screened.audit)
-    costs = [_cost(run, share) for run in runs]
+    paces = [_calibrate(run) for run in runs]
+    costs = [_cost(run, share, pace) for run, pace in zip(runs, paces, strict=True)]
     free = _free_memory(opened.device)
     memory = max(peak_memory(run, rows) for run in runs)
     fitting = [n for n in _fewer(rows, runs) if max(peak_memory(r, n) for r in runs) <= 0.9 * free]
     seconds = sum(cost.seconds for cost in costs)
     if screened is not None:
-        seconds += _screen_seconds(runs, screened, len(sides))
+        # The ablations of a side share one screen.
+        each_side = slice(None, None, len(ablations))
+        for run, pace in zip(runs[each_side], paces[each_side], strict=True):
+            seconds += _screen_seconds(run, screened, pace)
     weights = opened.bridge.original_model.parameters()
     return Plan(
         model=opened.name,
         heads=round(n_heads * share),
-        prompts=sum(len(getattr(prompts, side)) for side in sides),
+        prompts=len(prompts.harmful) + len(prompts.harmless),
         variants=round(share * n_heads * sum(len(run.batch.lengths) for run in runs)),
         passes=sum(cost.passes for cost in costs),
         tokens=sum(cost.tokens for cost in costs),
@@ -147,13 +141,24 @@ class _Cost:
     seconds: float
 
 
-def _cost(run: Run, share: float) -> _Cost:
+class _Pace(NamedTuple):
+    """How fast this machine is, on one run's widest passes."""
+
+    look: float
+    """Seconds of a clean layer for `LOOK_TOKENS` tokens."""
+    top: float
+    """Seconds of a pass through the top layer."""
+    block: float
+    """Seconds that a pass takes longer for each layer that it starts below the top."""
+    tokens: int
+    """Tokens of such a pass."""
+
+
+def _cost(run: Run, share: float, pace: _Pace) -> _Cost:
     """Passes, tokens and time of one ablation on one side, with `share` of every layer's heads."""
     model, batch = run.model, run.batch
     groups = layout(batch, run.rows, model.device.type)
     per_layer = max(1, round(share * model.n_heads))
-    look, short, long, calibrated = _calibrate(run)
-    block = max(0.0, long - short) / max(1, min(CALIBRATED_LAYERS, model.n_layers) - 1)
     seconds = 0.0
     passes = tokens = 0
     for prompts, width in groups:
@@ -164,18 +169,17 @@ def _cost(run: Run, share: float) -> _Cost:
         passes += model.n_layers * count
         tokens += model.n_layers * per_layer * one
         # A pass from layer l on: the top layer's cost, and a block for each layer from l to the one below the top.
-        work = per_layer * one / calibrated
-        seconds += work * model.n_layers * (short + block * (model.n_layers - 1) / 2)
+        work = per_layer * one / pace.tokens
+        seconds += work * model.n_layers * (pace.top + pace.block * (model.n_layers - 1) / 2)
         whole = len(prompts) * part.ids.shape[1]
-        seconds += model.n_layers * look * whole / LOOK_TOKENS
-        seconds += (short + block * (model.n_layers - 1)) * one / calibrated
+        seconds += model.n_layers * pace.look * whole / LOOK_TOKENS
+        seconds += (pace.top + pace.block * (model.n_layers - 1)) * one / pace.tokens
     return _Cost(passes, tokens, seconds)
 
 
 @torch.inference_mode()
-def _calibrate(run: Run) -> tuple[float, float, float, int]:
-    """Seconds of a clean layer for `LOOK_TOKENS` tokens, of a pass through the top layer and of one through the top
-    `CALIBRATED_LAYERS`, and the tokens of these passes."""
+def _calibrate(run: Run) -> _Pace:
+    """Time a clean layer, a pass through the top layer and one through the top `CALIBRATED_LAYERS`."""
     model, batch = run.model, run.batch
     groups = layout(batch, run.rows, model.device.type)
     prompts, width = max(groups, key=lambda g: g.width * len(g.prompts))
@@ -204,7 +208,7 @@ def _calibrate(run: Run) -> tuple[float, float, float, int]:
     short = _seconds(lambda: climb(model.n_layers - 1), model)
     long = _seconds(lambda: climb(low), model)
     tokens = width * (chunk.prefix + len(prompts) * (chunk.ids.shape[1] - chunk.prefix))
-    return look, short, long, tokens
+    return _Pace(look, short, max(0.0, long - short) / max(1, model.n_layers - 1 - low), tokens)
 
 
 def _seconds(run: Any, model: HookedModel) -> float:
@@ -219,17 +223,11 @@ def _seconds(run: Any, model: HookedModel) -> float:
     return best
 
 
-def _screen_seconds(runs: Sequence[Run], screened: Screened, sides: int) -> float:
+def _screen_seconds(run: Run, screened: Screened, pace: _Pace) -> float:
     """A screen is one clean pass, and for each direction one back, which costs two."""
-    seconds = 0.0
-    for run in runs[: len(runs) : max(1, len(runs) // sides)]:
-        look, short, long, calibrated = _calibrate(run)
-        block = max(0.0, long - short) / max(1, min(CALIBRATED_LAYERS, run.model.n_layers) - 1)
-        whole = float(run.batch.lengths.sum())
-        passes = 2 + 2 * screened.directions
-        seconds += passes * run.model.n_layers * block * whole / calibrated
-        seconds += run.model.n_layers * look * whole / LOOK_TOKENS
-    return seconds
+    whole, passes = float(run.batch.lengths.sum()), 2 + 2 * screened.directions
+    blocks = passes * pace.block * whole / pace.tokens + pace.look * whole / LOOK_TOKENS
+    return run.model.n_layers * blocks
 
 
 def peak_memory(run: Run, rows: int | None) -> int:

@@ -21,7 +21,7 @@ from safetyheads.files import writable_folder, write_whole
 from safetyheads.heads import Head, HeadScores
 from safetyheads.interventions import Ablation, ScalingContribution, UndifferentiatedAttention
 from safetyheads.metrics import Metric, RefusalShift
-from safetyheads.model import load_model, random_copy
+from safetyheads.model import HookedModel, load_model, random_copy
 from safetyheads.plots.files import write_html
 from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
 from safetyheads.probes.ablation import as_method, score_heads, screen_heads
@@ -181,18 +181,14 @@ def rank_safety_heads(
 
     Raises ValueError for input that cannot be ranked, and what `load_model` and `load_prompts` raise.
     """
-    require_distinct(ablations)
     if null not in NULLS:
         raise ValueError(f"null is {null!r}; it must be one of {', '.join(NULLS)}")
-    metric = RefusalShift() if metric is None else metric
     prompts = load_prompts(dataset)
     if null == "random_init" and not prompts.harmless:
         raise ValueError(
             f"null='random_init' compares harmful with harmless prompts, and {prompts.name} has no harmless ones"
         )
-    if limit is not None:
-        prompts = prompts.limit(limit)
-    model = load_model(model)
+    model, prompts, metric = prepare_ranking(model, prompts, ablations, metric, limit)
     _check_top_k(top_k, model.n_layers * model.n_heads)
 
     chosen = as_method(method)
@@ -248,6 +244,21 @@ def rank_safety_heads(
             progress=progress,
         )
     return Ranking(harmful, tuple(harmless), model.name, prompts.name, top_k, random, null)
+
+
+def prepare_ranking(
+    model: Any,
+    dataset: PromptSet | Sequence[str] | str | Path,
+    ablations: Sequence[Ablation],
+    metric: Metric | None,
+    limit: int | None,
+) -> tuple[HookedModel, PromptSet, Metric]:
+    """The model, the prompts and the metric of a ranking: opened, cut to `limit`, chosen; bad ablations are refused."""
+    require_distinct(ablations)
+    prompts = load_prompts(dataset)
+    if limit is not None:
+        prompts = prompts.limit(limit)
+    return load_model(model), prompts, RefusalShift() if metric is None else metric
 
 
 def require_distinct(ablations: Sequence[Ablation]) -> None:

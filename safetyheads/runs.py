@@ -68,6 +68,22 @@ def prepare_run(
     return Run(model, batch, ablation, metric, rows, provenance)
 
 
+def prepare_runs(
+    model: HookedModel,
+    prompts: PromptSet,
+    ablations: Sequence[Ablation],
+    metric: Metric,
+    template: str | None,
+    rows: int | None,
+) -> list[Run]:
+    """The runs of a ranking: every ablation on the harmful prompts, then on the harmless ones where there are any."""
+    return [
+        prepare_run(model, prompts, ablation, metric, side, template, rows)
+        for side in (["harmful", "harmless"] if prompts.harmless else ["harmful"])
+        for ablation in ablations
+    ]
+
+
 def heads_of(layers: Sequence[int], model: HookedModel) -> list[Head]:
     """Every head of some layers."""
     return [Head(layer, head) for layer in layers for head in range(model.n_heads)]

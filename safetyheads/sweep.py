@@ -34,7 +34,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from safetyheads.blocks import BlockCall, Packing, SharedPrefix
+from safetyheads.blocks import BlockCall, Packing, SharedPrefix, mask_of
 from safetyheads.heads import Head
 from safetyheads.interventions import (
     AblateHead,
@@ -436,16 +436,16 @@ class _Chunk:
                 self.prefix_calls if cut else [None] * len(self.calls)
             )
             rests = self.suffix_calls if cut else self.calls
-            # Layers may differ in their masks, not in where the tokens stand.
-            packings = [
-                Packing(self.lengths - cut, cut, first, rest)
-                for first, rest in zip(firsts, rests, strict=True)
-            ]
-            calls = [
-                packing.call(first, rest)
-                for packing, first, rest in zip(packings, firsts, rests, strict=True)
-            ]
-            self.packings[cut] = packings[0], calls
+            # Layers may differ in their masks (sliding windows), not in where the tokens stand.
+            by_mask: dict[tuple[int, ...], Packing] = {}
+            calls = []
+            for first, rest in zip(firsts, rests, strict=True):
+                both = [call for call in (first, rest) if call is not None]
+                masks = tuple(id(mask_of((*call.args, *call.kwargs.values()))) for call in both)
+                if masks not in by_mask:
+                    by_mask[masks] = Packing(self.lengths - cut, cut, first, rest)
+                calls.append(by_mask[masks].call(first, rest))
+            self.packings[cut] = next(iter(by_mask.values())), calls
         return self.packings[cut]
 
     def read(
