@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from safetyheads import load_model
-from safetyheads.probes import attention
+from safetyheads.probes.attention import maps as attention
 from safetyheads.prompts import TokenBatch
 
 

@@ -36,11 +36,12 @@ from safetyheads import (
     tokenize,
     write_image,
 )
+from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
-from safetyheads.interventions import AblateHead, AblateHeads
+from safetyheads.interventions.ablating import AblateHead, AblateHeads
 from safetyheads.judges import ExampleJudge, KeywordJudge, judged
 from safetyheads.metrics import LastToken, refusal_tokens
-from safetyheads.probes.behaviour import (
+from safetyheads.probes.behaviour.answers import (
     Answer,
     Behaviour,
     HeadGroup,
@@ -48,7 +49,6 @@ from safetyheads.probes.behaviour import (
     generate,
     random_heads,
 )
-from safetyheads.sweep import sweep
 
 MODEL = "qwen2.5-coder-0.5b-instruct"
 ABLATIONS = {a.name: a for a in (UndifferentiatedAttention(), ScalingContribution())}

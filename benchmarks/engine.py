@@ -26,10 +26,10 @@ import psutil
 import torch
 
 from safetyheads import UndifferentiatedAttention, load_model, load_prompts, tokenize
+from safetyheads.engine.sweep import layout, sweep
 from safetyheads.heads import Head
-from safetyheads.interventions import AblateHead
+from safetyheads.interventions.ablating import AblateHead
 from safetyheads.metrics import Ships, kl_divergence
-from safetyheads.sweep import layout, sweep
 
 
 def seconds(run: Callable[[], Any]) -> float:

@@ -14,10 +14,10 @@ import time
 import torch
 
 from safetyheads import ScalingContribution, Ships, UndifferentiatedAttention, load_model
+from safetyheads.engine.sweep import layout, sweep
 from safetyheads.heads import Head
-from safetyheads.interventions import AblateHead
+from safetyheads.interventions.ablating import AblateHead
 from safetyheads.prompts import TokenBatch
-from safetyheads.sweep import layout, sweep
 
 
 class NoTokenizer:

@@ -20,8 +20,8 @@ import torch
 from safetyheads import ScalingContribution, UndifferentiatedAttention, load_model, load_prompts
 from safetyheads.heads import Head, HeadScores
 from safetyheads.metrics import GeneralizedShips, Metric, RefusalShift, Ships
-from safetyheads.probes.ablation import score_heads, screen_heads
-from safetyheads.screening import Screened, choose, score_screened
+from safetyheads.probes.single_heads import score_heads, screen_heads
+from safetyheads.screening.screened import Screened, choose, score_screened
 from safetyheads.stats import spearman
 
 METRICS: dict[str, Metric] = {

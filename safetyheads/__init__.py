@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from safetyheads.agreement import agreement_table
-    from safetyheads.definitions import (
-        Comparison,
-        Definition,
-        compare_definitions,
-    )
-    from safetyheads.evidence import (
+    from safetyheads.engine.executors import process_map, ray_map
+    from safetyheads.evidence.agreement import agreement_table
+    from safetyheads.evidence.published import published_heads
+    from safetyheads.evidence.specificity import (
         NullBand,
         Specificity,
         null_band,
@@ -24,11 +21,8 @@ if TYPE_CHECKING:
         rank_stability,
         specificity,
     )
-    from safetyheads.executors import process_map, ray_map
-    from safetyheads.export import Export, export_ablated
-    from safetyheads.ground_truth import check_methods
     from safetyheads.heads import Audit, Head, HeadScores
-    from safetyheads.interventions import (
+    from safetyheads.interventions.ablating import (
         AblateHead,
         AblateHeads,
         BypassLayers,
@@ -39,13 +33,11 @@ if TYPE_CHECKING:
         ZeroAblation,
         mean_z,
     )
+    from safetyheads.interventions.export import Export, export_ablated
     from safetyheads.jailbreaks import ROLE_PLAY, lengthen, wrap
     from safetyheads.judges import ExampleJudge, Judge, KeywordJudge
     from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
-    from safetyheads.model import HookedModel, load_model, random_copy
-    from safetyheads.parts import merge_rankings, merge_scores, rank_layers
-    from safetyheads.planning import Plan, plan
-    from safetyheads.planted import Planted, plant
+    from safetyheads.models.hooked import HookedModel, load_model, random_copy
     from safetyheads.plots.agreement import plot_agreement, plot_published_heads
     from safetyheads.plots.attention import (
         plot_attention_divergence,
@@ -54,12 +46,16 @@ if TYPE_CHECKING:
     )
     from safetyheads.plots.behaviour import plot_refusal_under_ablation
     from safetyheads.plots.evidence import plot_power, plot_specificity
-    from safetyheads.plots.files import write_html, write_image
     from safetyheads.plots.groups import plot_group_curve
     from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
     from safetyheads.plots.traces import plot_detection
-    from safetyheads.probes.ablation import score_heads, score_layers, screen_heads
-    from safetyheads.probes.attention import (
+    from safetyheads.plots.writing import write_html, write_image
+    from safetyheads.probes.attention.divergence import (
+        AttentionDivergence,
+        attention_by_segment,
+        attention_divergence,
+    )
+    from safetyheads.probes.attention.maps import (
         AttentionCapture,
         AttentionMaps,
         HiddenMagnitudes,
@@ -68,31 +64,35 @@ if TYPE_CHECKING:
         compare_captures,
         hidden_magnitudes,
     )
-    from safetyheads.probes.behaviour import (
+    from safetyheads.probes.behaviour.answers import (
         Behaviour,
         RefusalCurve,
         measure_behaviour,
         refusal_under_ablation,
     )
-    from safetyheads.probes.divergence import (
-        AttentionDivergence,
-        attention_by_segment,
-        attention_divergence,
-    )
+    from safetyheads.probes.behaviour.utility import Utility, lm_eval_model, measure_utility
     from safetyheads.probes.groups import HeadGroup, score_groups, search_heads
-    from safetyheads.probes.traces import (
+    from safetyheads.probes.single_heads import score_heads, score_layers, screen_heads
+    from safetyheads.probes.together import score_heads_together
+    from safetyheads.probes.traces.capture import (
         JailbreakDetector,
         Traces,
         capture_traces,
         fit_detector,
         score_detectors,
     )
-    from safetyheads.probes.utility import Utility, lm_eval_model, measure_utility
     from safetyheads.prompts import TEMPLATES, PromptSet, TokenBatch, load_prompts, tokenize
-    from safetyheads.published import published_heads
-    from safetyheads.ranking import Ranking, rank_safety_heads
-    from safetyheads.screening import Screened
-    from safetyheads.together import score_heads_together
+    from safetyheads.ranking.merging import merge_rankings, merge_scores, rank_layers
+    from safetyheads.ranking.planning import Plan, plan
+    from safetyheads.ranking.ranking import Ranking, rank_safety_heads
+    from safetyheads.screening.screened import Screened
+    from safetyheads.validation.definitions import (
+        Comparison,
+        Definition,
+        compare_definitions,
+    )
+    from safetyheads.validation.ground_truth import check_methods
+    from safetyheads.validation.planted import Planted, plant
 
 __all__ = [
     "ROLE_PLAY",
@@ -197,43 +197,43 @@ __all__ = [
 ]
 
 _NAMES_OF_MODULE = {
-    "agreement": "agreement_table",
-    "definitions": "Comparison Definition compare_definitions",
-    "evidence": "NullBand Specificity null_band power_curve rank_stability specificity",
-    "executors": "process_map ray_map",
-    "export": "Export export_ablated",
-    "ground_truth": "check_methods",
+    "evidence.agreement": "agreement_table",
+    "validation.definitions": "Comparison Definition compare_definitions",
+    "evidence.specificity": "NullBand Specificity null_band power_curve rank_stability specificity",
+    "engine.executors": "process_map ray_map",
+    "interventions.export": "Export export_ablated",
+    "validation.ground_truth": "check_methods",
     "heads": "Audit Head HeadScores",
-    "interventions": "AblateHead AblateHeads BypassLayers MeanAblation ResampleAblation "
+    "interventions.ablating": "AblateHead AblateHeads BypassLayers MeanAblation ResampleAblation "
     "ScalingContribution UndifferentiatedAttention ZeroAblation mean_z",
     "jailbreaks": "ROLE_PLAY lengthen wrap",
     "judges": "ExampleJudge Judge KeywordJudge",
     "metrics": "GeneralizedShips RefusalShift Ships",
-    "model": "HookedModel load_model random_copy",
-    "parts": "merge_rankings merge_scores rank_layers",
-    "planted": "Planted plant",
+    "models.hooked": "HookedModel load_model random_copy",
+    "ranking.merging": "merge_rankings merge_scores rank_layers",
+    "validation.planted": "Planted plant",
     "plots.agreement": "plot_agreement plot_published_heads",
     "plots.attention": "plot_attention_divergence plot_attention_maps plot_hidden_magnitudes",
     "plots.behaviour": "plot_refusal_under_ablation",
     "plots.evidence": "plot_power plot_specificity",
-    "planning": "Plan plan",
-    "plots.files": "write_html write_image",
+    "ranking.planning": "Plan plan",
+    "plots.writing": "write_html write_image",
     "plots.groups": "plot_group_curve",
     "plots.heads": "plot_head_heatmap plot_head_scatter",
     "plots.traces": "plot_detection",
-    "probes.ablation": "score_heads score_layers screen_heads",
-    "probes.attention": "AttentionCapture AttentionMaps HiddenMagnitudes attention_maps "
+    "probes.single_heads": "score_heads score_layers screen_heads",
+    "probes.attention.maps": "AttentionCapture AttentionMaps HiddenMagnitudes attention_maps "
     "capture_attention compare_captures hidden_magnitudes",
-    "probes.behaviour": "Behaviour RefusalCurve measure_behaviour refusal_under_ablation",
-    "probes.divergence": "AttentionDivergence attention_by_segment attention_divergence",
+    "probes.behaviour.answers": "Behaviour RefusalCurve measure_behaviour refusal_under_ablation",
+    "probes.attention.divergence": "AttentionDivergence attention_by_segment attention_divergence",
     "probes.groups": "HeadGroup score_groups search_heads",
-    "probes.traces": "JailbreakDetector Traces capture_traces fit_detector score_detectors",
-    "probes.utility": "Utility lm_eval_model measure_utility",
+    "probes.traces.capture": "JailbreakDetector Traces capture_traces fit_detector score_detectors",
+    "probes.behaviour.utility": "Utility lm_eval_model measure_utility",
     "prompts": "TEMPLATES PromptSet TokenBatch load_prompts tokenize",
-    "published": "published_heads",
-    "ranking": "Ranking rank_safety_heads",
-    "screening": "Screened",
-    "together": "score_heads_together",
+    "evidence.published": "published_heads",
+    "ranking.ranking": "Ranking rank_safety_heads",
+    "screening.screened": "Screened",
+    "probes.together": "score_heads_together",
 }
 _MODULE_OF_NAME = {
     name: module for module, names in _NAMES_OF_MODULE.items() for name in names.split()

@@ -14,10 +14,10 @@ from safetyheads import __version__
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from safetyheads.executors import Executor
-    from safetyheads.interventions import Ablation
+    from safetyheads.engine.executors import Executor
+    from safetyheads.interventions.ablating import Ablation
     from safetyheads.metrics import Metric
-    from safetyheads.ranking import Ranking
+    from safetyheads.ranking.ranking import Ranking
 
 DEMO_MODEL = "qwen2.5-coder-0.5b-instruct"
 SMALL_MODEL = "smollm2-135m-instruct"
@@ -231,7 +231,7 @@ def check_writable(folder: Path) -> None:
 
 def make_ablations(options: argparse.Namespace) -> "list[Ablation]":
     """Build the chosen ablations, their own defaults where no option says otherwise."""
-    from safetyheads.interventions import (
+    from safetyheads.interventions.ablating import (
         Ablation,
         MeanAblation,
         ResampleAblation,
@@ -265,7 +265,7 @@ def make_executor(options: argparse.Namespace) -> "Executor | None":
     """Build the chosen executor; None runs everything in this process."""
     if options.executor is None:
         return None
-    from safetyheads.executors import process_map, ray_map
+    from safetyheads.engine.executors import process_map, ray_map
 
     workers = options.workers or 2
     try:
@@ -309,9 +309,9 @@ def rank(options: argparse.Namespace) -> None:
     """Load, score, save and print: the whole of `safetyheads rank`."""
     check_writable(options.out)
 
-    from safetyheads.model import load_model
+    from safetyheads.models.hooked import load_model
     from safetyheads.prompts import load_prompts
-    from safetyheads.ranking import rank_safety_heads
+    from safetyheads.ranking.ranking import rank_safety_heads
 
     ablations, metric = make_ablations(options), make_metric(options)
     executor = make_executor(options)
@@ -334,14 +334,14 @@ def rank(options: argparse.Namespace) -> None:
         **({"executor": executor} if executor else {}),
     }
     if options.plan:
-        from safetyheads.planning import plan
+        from safetyheads.ranking.planning import plan
 
         names = ("ablations", "metric", "template", "limit", "rows")
         known = {name: chosen[name] for name in names if name in chosen}
         print(plan(model, prompts, method=options.method, **known))
         return
     if options.layers:
-        from safetyheads.parts import rank_layers
+        from safetyheads.ranking.merging import rank_layers
 
         folder = rank_layers(model, prompts, options.layers, options.out, **chosen)
         print(f"A part of a ranking, readings of layers {options.layers}: {folder.absolute()}")
@@ -358,7 +358,7 @@ def merge(options: argparse.Namespace) -> None:
     """Join parts, save and print: the whole of `safetyheads merge`."""
     check_writable(options.out)
 
-    from safetyheads.parts import merge_rankings
+    from safetyheads.ranking.merging import merge_rankings
 
     ranking = merge_rankings(options.parts, top_k=options.top)
     report(ranking, ranking.top_k, options.out, control=ranking.model == SMALL_MODEL)
@@ -370,8 +370,8 @@ def export(options: argparse.Namespace) -> None:
 
     import torch
 
-    from safetyheads.export import export_ablated
-    from safetyheads.model import load_model
+    from safetyheads.interventions.export import export_ablated
+    from safetyheads.models.hooked import load_model
 
     dtype = getattr(torch, options.dtype) if options.dtype else None
     written = export_ablated(
@@ -396,8 +396,8 @@ def search(options: argparse.Namespace) -> None:
 
     import torch
 
-    from safetyheads.model import load_model
-    from safetyheads.plots.files import write_html
+    from safetyheads.models.hooked import load_model
+    from safetyheads.plots.writing import write_html
     from safetyheads.probes.groups import search_heads
     from safetyheads.prompts import load_prompts
 
@@ -443,15 +443,15 @@ def maps(options: argparse.Namespace) -> None:
     check_writable(options.out)
 
     from safetyheads.jailbreaks import wrap
-    from safetyheads.model import load_model
+    from safetyheads.models.hooked import load_model
     from safetyheads.plots.attention import (
         plot_attention_divergence,
         plot_attention_maps,
         plot_hidden_magnitudes,
     )
-    from safetyheads.plots.files import write_html
-    from safetyheads.probes.attention import attention_maps, hidden_magnitudes
-    from safetyheads.probes.divergence import attention_divergence
+    from safetyheads.plots.writing import write_html
+    from safetyheads.probes.attention.divergence import attention_divergence
+    from safetyheads.probes.attention.maps import attention_maps, hidden_magnitudes
     from safetyheads.prompts import load_prompts
 
     benign, jailbreak = (

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from safetyheads.files import writable_folder, write_whole
+from safetyheads.storage.files import writable_folder, write_whole
 
 if TYPE_CHECKING:
     import pandas

@@ -7,10 +7,10 @@ import pytest
 import scipy.stats
 import torch
 
-from safetyheads.agreement import agreement_table
+from safetyheads.evidence.agreement import agreement_table
+from safetyheads.evidence.published import published_heads
 from safetyheads.heads import HeadScores
 from safetyheads.plots.agreement import plot_agreement, plot_published_heads
-from safetyheads.published import published_heads
 
 
 def scores(values, ablation="zero", metric="ships", largest_first=True, **provenance):

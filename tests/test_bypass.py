@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from safetyheads.interventions import BypassLayers
-from safetyheads.model import load_model
+from safetyheads.interventions.ablating import BypassLayers
+from safetyheads.models.hooked import load_model
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
 BYPASSED = (0, 2)

@@ -12,7 +12,7 @@ from typing import Any
 import pandas
 import pytest
 
-import safetyheads.interventions  # noqa: F401  (it needs the true model module, which is faked below)
+import safetyheads.interventions.ablating  # noqa: F401  (it needs the true model module, which is faked below)
 from safetyheads.__main__ import DEMO_LIMIT, DEMO_MODEL, SMALL_MODEL, format_table, main
 
 
@@ -72,9 +72,9 @@ def calls(monkeypatch, tmp_path):
         return FakeRanking(tuple(type(a).__name__ for a in options["ablations"]), calls.save_error)
 
     for name, function in {
-        "model": load_model,
+        "models.hooked": load_model,
         "prompts": load_prompts,
-        "ranking": rank_safety_heads,
+        "ranking.ranking": rank_safety_heads,
     }.items():
         module = ModuleType(f"safetyheads.{name}")
         setattr(module, function.__name__, function)
@@ -309,7 +309,7 @@ def test_rank_from_end_to_end(tiny_chat_model, tmp_path, capsys):
 
 @pytest.fixture
 def parts(calls, monkeypatch):
-    """A faked `safetyheads.parts`, and what it was called with."""
+    """A faked `safetyheads.ranking.merging`, and what it was called with."""
     seen: dict[str, Any] = {}
 
     def rank_layers(model, dataset, layers, folder, **options):
@@ -322,7 +322,7 @@ def parts(calls, monkeypatch):
         ranking.model, ranking.top_k = "m", 2
         return ranking
 
-    module = ModuleType("safetyheads.parts")
+    module = ModuleType("safetyheads.ranking.merging")
     module.rank_layers, module.merge_rankings = rank_layers, merge_rankings
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return seen

@@ -3,7 +3,7 @@
 import pytest
 
 from safetyheads.__main__ import main, parse_arguments
-from safetyheads.probes.attention import AttentionMaps
+from safetyheads.probes.attention.maps import AttentionMaps
 from tests import zoo
 
 

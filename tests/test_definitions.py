@@ -8,7 +8,12 @@ import numpy
 import pytest
 import torch
 
-from safetyheads.definitions import (
+from safetyheads.heads import HeadScores
+from safetyheads.interventions.ablating import ScalingContribution
+from safetyheads.metrics import GeneralizedShips
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.single_heads import score_heads
+from safetyheads.validation.definitions import (
     CODE_UNTIL_2025,
     CORRECTED,
     PAPER_CODE,
@@ -18,11 +23,6 @@ from safetyheads.definitions import (
     compare_definitions,
     one_switch_each,
 )
-from safetyheads.heads import HeadScores
-from safetyheads.interventions import ScalingContribution
-from safetyheads.metrics import GeneralizedShips
-from safetyheads.model import load_model
-from safetyheads.probes.ablation import score_heads
 from tests.oracles import PlainModel
 from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 
@@ -96,12 +96,12 @@ def llama():
 
 
 def test_definitions_that_read_the_same_states_share_a_sweep(llama, monkeypatch):
-    import safetyheads.definitions
+    import safetyheads.validation.definitions
 
     runs = []
-    real = safetyheads.definitions.score_heads_together
+    real = safetyheads.validation.definitions.score_heads_together
     monkeypatch.setattr(
-        safetyheads.definitions,
+        safetyheads.validation.definitions,
         "score_heads_together",
         lambda *a, **k: (
             runs.append((k["template"], k["ablation"].epsilon, len(a[2]))) or real(*a, **k)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from safetyheads import sweep
-from safetyheads.interventions import ScalingContribution, UndifferentiatedAttention
+from safetyheads.engine import sweep
+from safetyheads.interventions.ablating import ScalingContribution, UndifferentiatedAttention
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
-from safetyheads.model import load_model
-from safetyheads.probes.ablation import score_heads
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.single_heads import score_heads
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
 HALF = [torch.bfloat16, torch.float16]

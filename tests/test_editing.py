@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from safetyheads.blocks import SharedPrefix
 from safetyheads.heads import Head
-from safetyheads.interventions import (
+from safetyheads.interventions.ablating import (
     AblateHead,
     AblateHeads,
     MeanAblation,
@@ -18,7 +17,8 @@ from safetyheads.interventions import (
     ZeroAblation,
     mean_z,
 )
-from safetyheads.model import load_model
+from safetyheads.models.hooked import load_model
+from safetyheads.models.replaying import SharedPrefix
 from safetyheads.prompts import tokenize
 from tests.oracles import PlainModel
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from safetyheads import evidence, stats
-from safetyheads.evidence import (
+from safetyheads import stats
+from safetyheads.evidence import specificity as evidence
+from safetyheads.evidence.specificity import (
     null_band,
     power_curve,
     prompt_scores,
@@ -17,8 +18,8 @@ from safetyheads.evidence import (
 )
 from safetyheads.heads import HeadScores
 from safetyheads.metrics import GeneralizedShips
-from safetyheads.model import load_model
-from safetyheads.probes.ablation import score_heads
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import PromptSet
 from tests.test_stats import normal, worst_gap_to_uniform
 from tests.zoo import CONFIGS, random_model, sentence, tokenizer

@@ -11,18 +11,18 @@ import warnings
 import pytest
 import torch
 
-from safetyheads.executors import process_map, ray_map
-from safetyheads.interventions import (
+from safetyheads.engine.executors import process_map, ray_map
+from safetyheads.engine.shards import cut
+from safetyheads.interventions.ablating import (
     MeanAblation,
     ResampleAblation,
     ScalingContribution,
     UndifferentiatedAttention,
 )
 from safetyheads.metrics import GeneralizedShips, Ships
-from safetyheads.model import load_model
-from safetyheads.probes.ablation import score_heads
-from safetyheads.shards import cut
-from safetyheads.store import Store
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.single_heads import score_heads
+from safetyheads.storage.store import Store
 from tests.jobs import dying_once, square
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
@@ -251,7 +251,7 @@ def test_a_bar_counts_all_shards(folder, monkeypatch):
         def update(self, n):
             counted.append(n)
 
-    monkeypatch.setattr("safetyheads.probes.ablation._bar", lambda total, *_: Bar(total))
+    monkeypatch.setattr("safetyheads.probes.single_heads._bar", lambda total, *_: Bar(total))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         score_heads(folder, RAGGED, executor=map, progress=True)

@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from safetyheads.__main__ import main
-from safetyheads.export import export_ablated
 from safetyheads.heads import Head
-from safetyheads.interventions import (
+from safetyheads.interventions.ablating import (
     AblateHeads,
     MeanAblation,
     ResampleAblation,
@@ -19,7 +18,8 @@ from safetyheads.interventions import (
     UndifferentiatedAttention,
     ZeroAblation,
 )
-from safetyheads.model import load_model
+from safetyheads.interventions.export import export_ablated
+from safetyheads.models.hooked import load_model
 from tests.oracles import PlainModel
 from tests.zoo import CONFIGS, RAGGED, SIZES, random_model, tokenizer
 
@@ -191,11 +191,11 @@ def test_what_cannot_be_written_is_refused_with_the_reason(model, options, messa
 @pytest.mark.parametrize("name", ["q_proj", "o_proj"])
 def test_projections_of_another_size_are_refused(name, tmp_path, monkeypatch):
     """Such as a query projection that holds gates too."""
-    import safetyheads.export
+    import safetyheads.interventions.export
 
-    size = safetyheads.export._size
+    size = safetyheads.interventions.export._size
     monkeypatch.setattr(
-        safetyheads.export,
+        safetyheads.interventions.export,
         "_size",
         lambda p, *, out: size(p, out=out) * (2 if out == (name == "q_proj") else 1),
     )
@@ -204,7 +204,7 @@ def test_projections_of_another_size_are_refused(name, tmp_path, monkeypatch):
 
 
 def test_a_norm_with_a_bias_does_not_keep_a_zero_query_zero():
-    from safetyheads.export import _require_norm_keeps_zero
+    from safetyheads.interventions.export import _require_norm_keeps_zero
 
     norm = torch.nn.LayerNorm(4)
     _require_norm_keeps_zero(small(), norm, "q_layernorm", 0.0)
@@ -239,14 +239,14 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
 
 
 def test_weights_that_give_other_logits_are_not_kept(tmp_path, monkeypatch):
-    import safetyheads.export
+    import safetyheads.interventions.export
 
-    right = safetyheads.export._edit
+    right = safetyheads.interventions.export._edit
 
     def wrong(projection, kind, axis, rows, factor):
         right(projection, kind, axis, slice(rows.start + 4, rows.stop + 4), factor)
 
-    monkeypatch.setattr(safetyheads.export, "_edit", wrong)
+    monkeypatch.setattr(safetyheads.interventions.export, "_edit", wrong)
     with pytest.raises(ValueError, match="give other logits than the hooked model"):
         export_ablated(small(), ["L1H2"], tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -283,7 +283,7 @@ def test_a_model_unpacked_from_gguf_can_be_exported(tmp_path):
 
 
 def test_an_export_opens_here_too_and_its_head_is_gone(tmp_path):
-    from safetyheads.probes.ablation import score_heads
+    from safetyheads.probes.single_heads import score_heads
 
     export = export_ablated(small(), ["L1H2"], tmp_path / "out", ablation=ZeroAblation())
     scores = score_heads(load_model(export.folder), RAGGED, ablation=ZeroAblation())

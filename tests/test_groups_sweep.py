@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
+from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
-from safetyheads.interventions import (
+from safetyheads.interventions.ablating import (
     AblateHead,
     AblateHeads,
     MeanAblation,
@@ -15,9 +16,8 @@ from safetyheads.interventions import (
     ZeroAblation,
 )
 from safetyheads.metrics import Ships
-from safetyheads.model import HookedModel, load_model
+from safetyheads.models.hooked import HookedModel, load_model
 from safetyheads.prompts import tokenize
-from safetyheads.sweep import sweep
 from tests.oracles import PlainModel, kl
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from safetyheads.files import writable_folder
 from safetyheads.heads import COLUMNS, Head, HeadScores
+from safetyheads.storage.files import writable_folder
 
 
 def scores(values, **options):

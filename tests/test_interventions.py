@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from safetyheads.heads import Head
-from safetyheads.interventions import (
+from safetyheads.interventions.ablating import (
     AblateHead,
     Ablation,
     HeadActs,

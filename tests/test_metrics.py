@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from safetyheads.interventions import describe
+from safetyheads.interventions.ablating import describe
 from safetyheads.metrics import (
     GeneralizedShips,
     LastToken,

@@ -6,13 +6,13 @@ import warnings
 import pytest
 import torch
 
+from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
-from safetyheads.interventions import AblateHead, ZeroAblation
+from safetyheads.interventions.ablating import AblateHead, ZeroAblation
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
-from safetyheads.model import HookedModel, load_model
-from safetyheads.probes.ablation import score_heads
+from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import tokenize
-from safetyheads.sweep import sweep
 from tests.oracles import PlainModel, kl
 from tests.zoo import CONFIGS, RAGGED, SIZES, random_model, sentence, tokenizer
 

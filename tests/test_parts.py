@@ -4,14 +4,18 @@ import pytest
 import torch
 
 from safetyheads.heads import HeadScores
-from safetyheads.interventions import ScalingContribution, UndifferentiatedAttention, ZeroAblation
+from safetyheads.interventions.ablating import (
+    ScalingContribution,
+    UndifferentiatedAttention,
+    ZeroAblation,
+)
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
-from safetyheads.model import load_model
-from safetyheads.parts import PART, merge_rankings, merge_scores, rank_layers
-from safetyheads.probes.ablation import score_heads, score_layers
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.single_heads import score_heads, score_layers
 from safetyheads.prompts import PromptSet
-from safetyheads.ranking import rank_safety_heads
-from safetyheads.store import Store
+from safetyheads.ranking.merging import PART, merge_rankings, merge_scores, rank_layers
+from safetyheads.ranking.ranking import rank_safety_heads
+from safetyheads.storage.store import Store
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
 PROMPTS = PromptSet("mine", tuple(RAGGED), ("w7 w8", "w9 w10 w11"))
@@ -104,7 +108,7 @@ OTHERS = {
 @pytest.mark.parametrize("field", OTHERS)
 def test_parts_of_different_runs_are_refused_with_the_field(model, tmp_path, monkeypatch, field):
     def part(n, layers, prompts=PROMPTS, version="1", seed=0, **options):
-        monkeypatch.setattr("safetyheads.runs.version", lambda _: version)
+        monkeypatch.setattr("safetyheads.engine.measurement.version", lambda _: version)
         chosen = load_model(random_model(CONFIGS["llama"](), seed), tokenizer()) if seed else model
         return score_layers(chosen, prompts, layers, tmp_path / str(n), **options, **QUIET)
 

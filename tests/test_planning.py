@@ -5,15 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from safetyheads import planning
 from safetyheads.__main__ import main
-from safetyheads.interventions import UndifferentiatedAttention
-from safetyheads.model import load_model
-from safetyheads.planning import plan
+from safetyheads.engine.sweep import _Chunk
+from safetyheads.interventions.ablating import UndifferentiatedAttention
+from safetyheads.models.hooked import load_model
 from safetyheads.prompts import PromptSet, tokenize
-from safetyheads.ranking import rank_safety_heads
-from safetyheads.screening import Screened
-from safetyheads.sweep import _Chunk
+from safetyheads.ranking import planning
+from safetyheads.ranking.planning import plan
+from safetyheads.ranking.ranking import rank_safety_heads
+from safetyheads.screening.screened import Screened
 from tests.zoo import CONFIGS, random_model, sentence, tokenizer
 
 HARMFUL = [sentence(*range(5, 12), n, n + 1) for n in range(20, 27)]
@@ -38,7 +38,7 @@ def test_passes_and_tokens_are_those_of_the_run(model, monkeypatch, rows):
         seen.append(len(edits) * (self.prefix + suffixes))
         return resume(self, edits, acts, z)
 
-    monkeypatch.setattr("safetyheads.sweep._find_kernel", lambda *_: "eager")
+    monkeypatch.setattr("safetyheads.engine.sweep._find_kernel", lambda *_: "eager")
     monkeypatch.setattr(_Chunk, "resume", watch)
     rank_safety_heads(model, PROMPTS, rows=rows, progress=False)
     assert planned.passes == len(seen)

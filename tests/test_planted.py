@@ -4,15 +4,15 @@ import pandas
 import pytest
 import torch
 
-from safetyheads.ground_truth import check_methods
 from safetyheads.heads import Head
-from safetyheads.interventions import (
+from safetyheads.interventions.ablating import (
     AblateHeads,
     ScalingContribution,
     UndifferentiatedAttention,
     ZeroAblation,
 )
-from safetyheads.planted import KINDS, plant
+from safetyheads.validation.ground_truth import check_methods
+from safetyheads.validation.planted import KINDS, plant
 
 
 @pytest.fixture(scope="module", params=list(KINDS))

@@ -14,7 +14,7 @@ from safetyheads.plots.attention import (
     plot_attention_maps,
     plot_hidden_magnitudes,
 )
-from safetyheads.plots.files import write_html
+from safetyheads.plots.writing import write_html
 
 SEGMENTS = [("system", 0, 10), ("jailbreak template", 10, 30), ("user", 30, 40)]
 

@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from safetyheads.heads import COLUMNS, HeadScores
-from safetyheads.interventions import ScalingContribution, UndifferentiatedAttention, ZeroAblation
+from safetyheads.interventions.ablating import (
+    ScalingContribution,
+    UndifferentiatedAttention,
+    ZeroAblation,
+)
 from safetyheads.metrics import GeneralizedShips, Ships
-from safetyheads.model import load_model
-from safetyheads.probes.ablation import score_heads
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import PromptSet
-from safetyheads.ranking import Ranking, rank_safety_heads
+from safetyheads.ranking.ranking import Ranking, rank_safety_heads
 from tests.zoo import CONFIGS, random_model, sentence, tokenizer
 
 PROMPTS = PromptSet(
@@ -82,7 +86,9 @@ def test_top_keeps_the_first_of_each_ablation(ranking):
 
 @pytest.mark.parametrize("top_k", [0, -1, 25])
 def test_a_top_k_that_cannot_be_is_refused_before_any_pass(model, monkeypatch, top_k):
-    monkeypatch.setattr("safetyheads.ranking.score_heads", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(
+        "safetyheads.ranking.ranking.score_heads", lambda *_, **__: pytest.fail("it ran")
+    )
     with pytest.raises(ValueError, match=f"top_k is {top_k}; this model has 24 heads"):
         rank_safety_heads(model, PROMPTS, top_k=top_k)
 

@@ -9,20 +9,21 @@ import pytest
 import torch
 
 from safetyheads.__main__ import format_table, parse_arguments
+from safetyheads.engine.sweep import TOKENS_A_PASS
 from safetyheads.heads import Audit, Head, HeadScores
-from safetyheads.interventions import (
+from safetyheads.interventions.ablating import (
     MeanAblation,
     ResampleAblation,
     ScalingContribution,
     UndifferentiatedAttention,
 )
 from safetyheads.metrics import GeneralizedShips, LastToken, RefusalShift, Ships, kl_divergence
-from safetyheads.model import load_model
+from safetyheads.models.hooked import load_model
 from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
-from safetyheads.probes.ablation import score_heads, screen_heads
+from safetyheads.probes.single_heads import score_heads, screen_heads
 from safetyheads.prompts import PromptSet, tokenize
-from safetyheads.ranking import rank_safety_heads
-from safetyheads.screening import (
+from safetyheads.ranking.ranking import rank_safety_heads
+from safetyheads.screening.screened import (
     Screened,
     choose,
     estimate_heads,
@@ -30,7 +31,6 @@ from safetyheads.screening import (
     most_in_population,
     score_screened,
 )
-from safetyheads.sweep import TOKENS_A_PASS
 from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 
 PROMPTS = PromptSet(

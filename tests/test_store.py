@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from safetyheads import sweep
-from safetyheads.files import write_whole
+from safetyheads.engine import sweep
 from safetyheads.heads import HeadScores
-from safetyheads.interventions import ScalingContribution, ZeroAblation
+from safetyheads.interventions.ablating import ScalingContribution, ZeroAblation
 from safetyheads.metrics import RefusalShift
-from safetyheads.model import load_model
-from safetyheads.probes.ablation import score_heads
-from safetyheads.store import Store, fingerprint
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.single_heads import score_heads
+from safetyheads.storage.files import write_whole
+from safetyheads.storage.store import Store, fingerprint
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -119,7 +119,7 @@ def test_an_interrupted_write_leaves_the_old_value_and_no_part_of_the_new(tmp_pa
 
 WRITER = """
 import sys, torch
-from safetyheads.store import Store
+from safetyheads.storage.store import Store
 store = Store(sys.argv[1], {"same": True})
 for turn in range(60):
     for key in ("a", "b", "c"):
@@ -199,7 +199,7 @@ def test_no_other_run_is_mistaken_for_the_stored_one(tmp_path, monkeypatch):
     poison = 77.0
 
     def run(store, seed=0, prompts=RAGGED, version="1", **options):
-        monkeypatch.setattr("safetyheads.runs.version", lambda _: version)
+        monkeypatch.setattr("safetyheads.engine.measurement.version", lambda _: version)
         return score_heads(models[seed], prompts, store=store, progress=False, **options)
 
     run(tmp_path)
@@ -375,6 +375,8 @@ def test_a_save_that_was_killed_between_its_files_is_noticed(tmp_path, monkeypat
 
 def test_a_store_that_cannot_be_written_is_said_before_the_first_pass(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("safetyheads.probes.ablation.sweep", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(
+        "safetyheads.probes.single_heads.sweep", lambda *_, **__: pytest.fail("it ran")
+    )
     with pytest.raises(PermissionError, match="cannot write in"):
         small_run(tmp_path / "file" / "store")

@@ -7,9 +7,10 @@ from collections import Counter
 import pytest
 import torch
 
-from safetyheads import sweep as module
+from safetyheads.engine import sweep as module
+from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
-from safetyheads.interventions import (
+from safetyheads.interventions.ablating import (
     AblateHead,
     MeanAblation,
     ResampleAblation,
@@ -18,10 +19,9 @@ from safetyheads.interventions import (
     ZeroAblation,
 )
 from safetyheads.metrics import RefusalShift, Ships
-from safetyheads.model import HookedModel, load_model
-from safetyheads.probes.ablation import score_heads
+from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import tokenize
-from safetyheads.sweep import sweep
 from tests.oracles import PlainModel, kl
 from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 

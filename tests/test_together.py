@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from safetyheads.interventions import ScalingContribution
+from safetyheads.interventions.ablating import ScalingContribution
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
-from safetyheads.model import load_model
-from safetyheads.probes.ablation import score_heads
-from safetyheads.together import score_heads_together
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.single_heads import score_heads
+from safetyheads.probes.together import score_heads_together
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
 METRICS = [Ships(), RefusalShift(), GeneralizedShips("right", 2), GeneralizedShips("feature0")]
@@ -38,12 +38,12 @@ def test_each_metric_scores_as_it_does_alone(model, tmp_path):
 
 
 def test_the_heads_run_once_for_all_metrics(model, monkeypatch):
-    import safetyheads.together
+    import safetyheads.probes.together
 
     calls = []
-    real = safetyheads.together.score_heads
+    real = safetyheads.probes.together.score_heads
     monkeypatch.setattr(
-        safetyheads.together, "score_heads", lambda *a, **k: calls.append(k) or real(*a, **k)
+        safetyheads.probes.together, "score_heads", lambda *a, **k: calls.append(k) or real(*a, **k)
     )
     score_heads_together(model, RAGGED, METRICS)
     assert len(calls) == 1

@@ -20,9 +20,7 @@ the paper's figures.
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from safetyheads.plots.heads import plot_head_scatter
-from safetyheads.plots.style import DARK, FONT, human
-from safetyheads.published import (
+from safetyheads.evidence.published import (
     LLAMA,
     N_HEADS,
     N_LAYERS,
@@ -30,6 +28,8 @@ from safetyheads.published import (
     UNDIFFERENTIATED,
     published_heads,
 )
+from safetyheads.plots.heads import plot_head_scatter
+from safetyheads.plots.style import DARK, FONT, human
 
 if TYPE_CHECKING:
     import pandas

@@ -1,7 +1,7 @@
 """Where do benign and jailbreak prompts attend? Maps in the published grid, hidden magnitudes, divergence.
 
 Each figure is a function of values or a table with documented fields; none computes a score. `AttentionMaps` and
-`HiddenMagnitudes` of `safetyheads.probes.attention` are such values. A map is drawn as one picture with a palette, not
+`HiddenMagnitudes` of `probes/attention/maps.py` are such values. A map is drawn as one picture with a palette, not
 as a quarter of a million cells; a coarse, invisible heat map over it answers the mouse and carries the colour bar.
 """
 

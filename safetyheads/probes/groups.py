@@ -21,14 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safetyheads.files import writable_folder, write_whole
+from safetyheads.engine.measurement import Run, heads_of, prepare_run
+from safetyheads.engine.sweep import Variant, sweep
 from safetyheads.heads import Head
-from safetyheads.interventions import AblateHead, AblateHeads, Ablation
+from safetyheads.interventions.ablating import AblateHead, AblateHeads, Ablation
 from safetyheads.metrics import Metric
 from safetyheads.prompts import PromptSet
-from safetyheads.runs import Run, heads_of, prepare_run
-from safetyheads.store import Store
-from safetyheads.sweep import Variant, sweep
+from safetyheads.storage.files import writable_folder, write_whole
+from safetyheads.storage.store import Store
 
 if TYPE_CHECKING:
     import pandas

@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from safetyheads.interventions import (
+from safetyheads.interventions.ablating import (
     MeanAblation,
     ResampleAblation,
     ScalingContribution,
@@ -16,8 +16,8 @@ from safetyheads.interventions import (
     ZeroAblation,
 )
 from safetyheads.metrics import GeneralizedShips, RefusalShift
-from safetyheads.model import load_model
-from safetyheads.probes.ablation import score_heads
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import tokenize
 from tests.oracles import PlainModel, kl
 from tests.zoo import CONFIGS, RAGGED, SIZES, random_model, sentence, tokenizer

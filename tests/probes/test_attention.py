@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from safetyheads import patterns
-from safetyheads.model import load_model
-from safetyheads.probes import attention
-from safetyheads.probes.attention import (
+from safetyheads.activations import patterns
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.attention import maps as attention
+from safetyheads.probes.attention.maps import (
     AttentionMaps,
     attention_maps,
     capture_attention,

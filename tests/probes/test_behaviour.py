@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from safetyheads.heads import Head, HeadScores
-from safetyheads.interventions import (
+from safetyheads.interventions.ablating import (
     AblateHead,
     AblateHeads,
     ScalingContribution,
     UndifferentiatedAttention,
 )
 from safetyheads.judges import VERDICTS
-from safetyheads.model import load_model
-from safetyheads.probes.behaviour import (
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.behaviour.answers import (
     Answer,
     Behaviour,
     _after_prefix,

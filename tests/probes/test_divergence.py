@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from safetyheads.jailbreaks import wrap
-from safetyheads.model import load_model
-from safetyheads.probes import divergence
-from safetyheads.probes.divergence import attention_by_segment, attention_divergence
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.attention import divergence
+from safetyheads.probes.attention.divergence import attention_by_segment, attention_divergence
 from tests.probes.test_attention import stacked
 from tests.zoo import CONFIGS, random_model, sentence, tokenizer
 

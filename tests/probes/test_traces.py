@@ -4,10 +4,10 @@ import numpy
 import pytest
 import torch
 
-from safetyheads.interventions import BypassLayers
-from safetyheads.model import load_model
-from safetyheads.probes import traces as module
-from safetyheads.probes.traces import (
+from safetyheads.interventions.ablating import BypassLayers
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.traces import capture as module
+from safetyheads.probes.traces.capture import (
     COLUMNS,
     Traces,
     capture_traces,
@@ -340,7 +340,7 @@ def test_susceptible_layers_are_bypassed(model, detector):
 
 def test_behaviour_is_measured_under_a_prompts_own_bypass(model, detector):
     """What docs/traces.md composes."""
-    from safetyheads.probes.behaviour import measure_behaviour
+    from safetyheads.probes.behaviour.answers import measure_behaviour
 
     prompt = sentence(70, 90, 91)
     named = {"bypassed": detector.bypass(model, prompt)}

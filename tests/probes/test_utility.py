@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from safetyheads.heads import Head
-from safetyheads.interventions import AblateHeads, UndifferentiatedAttention
-from safetyheads.model import load_model
-from safetyheads.probes.utility import (
+from safetyheads.interventions.ablating import AblateHeads, UndifferentiatedAttention
+from safetyheads.models.hooked import load_model
+from safetyheads.probes.behaviour.utility import (
     Question,
     choice_log_probs,
     cross_entropy,

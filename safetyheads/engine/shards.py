@@ -1,0 +1,192 @@
+"""How is a sweep cut into pieces that other processes run?
+
+A shard is a run of layers with their heads, and all prompts. Prompts and the heads of a layer stay together: a forward
+pass then holds the same rows wherever it runs, so that the numbers are those of the local sweep to the bit (on the same
+kind of machine, with the same number of threads), and an ablation or metric that looks at the whole dataset has it. A
+shard is a value: it names the model, and the worker opens it.
+"""
+
+import functools
+import itertools
+import pickle
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from safetyheads.engine.executors import Executor
+from safetyheads.engine.sweep import Swept, sweep
+from safetyheads.interventions.ablating import AblateHead
+from safetyheads.metrics import Metric
+from safetyheads.models.hooked import HookedModel, ModelSource
+from safetyheads.prompts import TokenBatch
+from safetyheads.storage.store import differences, layer_key, layer_readings
+
+RESUMED = "resumed"
+"""The key in a store that says whether all its readings were resumed at the ablated layers."""
+WORTH = 20
+"""A shard begins with about two clean passes of all prompts; it should be worth ten times that."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """What a worker needs to compute the readings of some layers."""
+
+    source: ModelSource
+    """The model, as the caller named it."""
+    model: dict[str, Any]
+    """The model's provenance, which the worker's must equal."""
+    batch: TokenBatch
+    """The prompts as tokens; their texts stay behind."""
+    interventions: tuple[AblateHead, ...]
+    """All interventions of some layers, in the order of layers."""
+    metric: Metric
+    rows: int | None
+    """(head, prompt) rows in one forward pass, as for `sweep`."""
+
+
+class Part(NamedTuple):
+    """What a worker gives back."""
+
+    readings: dict[int, Tensor]
+    """By layer: [variant, *reading]."""
+    exact_resume: bool
+    """As in `Swept`."""
+
+
+def run_shard(shard: Shard) -> Part:
+    """Compute one shard, in whichever process; the model is opened once.
+
+    Raises ValueError if the model that opens here is another than the caller's.
+    """
+    model = _open(shard.source)
+    if lines := differences(_comparable(shard.model), _comparable(model.provenance)):
+        raise ValueError(
+            f"a worker opened another {model.name} than the one that shares out ({'; '.join(lines)}); "
+            "give all machines the same files and package versions"
+        )
+    swept = sweep(model, shard.batch, shard.interventions, shard.metric, rows=shard.rows)
+    readings = {}
+    start = 0
+    for layer, some in itertools.groupby(shard.interventions, lambda i: i.first_layer):
+        end = start + len(list(some))
+        readings[layer] = swept.readings[start:end].clone()
+        start = end
+    return Part(readings, swept.exact_resume)
+
+
+@functools.lru_cache(maxsize=1)
+def _open(source: ModelSource) -> HookedModel:
+    return source.open()
+
+
+def _comparable(provenance: dict[str, Any]) -> dict[str, Any]:
+    """A model's provenance without the path that it was opened by."""
+    return {name: value for name, value in provenance.items() if name != "source"}
+
+
+def sweep_apart(
+    model: HookedModel,
+    batch: TokenBatch,
+    interventions: Sequence[AblateHead],
+    metric: Metric,
+    *,
+    executor: Executor,
+    rows: int | None,
+    store: MutableMapping[str, Tensor] | None = None,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> Swept:
+    """Do what `sweep` does, in the workers of an executor; each shard goes into `store` as soon as it is there.
+
+    Raises ValueError if the model or an ablation cannot travel to another process, and what a worker raised.
+    """
+    by_layer: dict[int, list[int]] = {}
+    for number, intervention in enumerate(interventions):
+        by_layer.setdefault(intervention.first_layer, []).append(number)
+    known: dict[int, Tensor] = {}
+    for layer, numbers in by_layer.items():
+        if (readings := layer_readings(store, layer, len(numbers))) is not None:
+            known[layer] = readings
+            progress(len(numbers) * len(batch.lengths))
+    exact = True
+    missing = {
+        layer: [interventions[n] for n in numbers]
+        for layer, numbers in sorted(by_layer.items())
+        if layer not in known
+    }
+    if missing:
+        whole = _shard(model, batch, metric, rows)
+        shards = [
+            replace(whole, interventions=tuple(itertools.chain(*(missing[at] for at in some))))
+            for some in cut(
+                {layer: len(edits) for layer, edits in missing.items()},
+                model.n_layers,
+                getattr(executor, "workers", 1),
+            )
+        ]
+        _require_picklable(shards[0])
+        for part in executor(run_shard, shards):
+            exact = note_engine(store, exact and part.exact_resume)
+            for layer, readings in part.readings.items():
+                if store is not None:
+                    store[layer_key(layer)] = readings
+                known[layer] = readings
+                progress(len(readings) * len(batch.lengths))
+    in_order: list[Tensor] = [torch.empty(0)] * len(interventions)
+    for layer, numbers in by_layer.items():
+        for number, reading in zip(numbers, known[layer], strict=True):
+            in_order[number] = reading
+    return Swept(torch.stack(in_order), exact)
+
+
+def cut(heads: dict[int, int], n_layers: int, workers: int) -> Iterator[list[int]]:
+    """Runs of layers of about equal cost, low layers first: `heads` counts each layer's interventions.
+
+    A head ablated at layer l costs the blocks from l on. There are at least two shards a worker, as far as the layers
+    go, and as many more as stay worth their beginning.
+
+    >>> list(cut(dict.fromkeys(range(8), 4), 8, workers=2))
+    [[0], [1], [2, 3], [4, 5, 6, 7]]
+    """
+    costs = {layer: count * (n_layers - layer) for layer, count in heads.items()}
+    total = sum(costs.values())
+    shards = max(total // (WORTH * n_layers), 2 * workers)
+    bins: dict[int, list[int]] = {}
+    done = 0
+    for layer, cost in sorted(costs.items()):
+        bins.setdefault((2 * done + cost) * shards // (2 * total), []).append(layer)
+        done += cost
+    yield from bins.values()
+
+
+def _shard(model: HookedModel, batch: TokenBatch, metric: Metric, rows: int | None) -> Shard:
+    """A shard without interventions."""
+    if model.opened_from is None:
+        raise ValueError(
+            f"{model.name} was loaded by the caller, and a loaded model cannot travel to other processes; save it "
+            "with model.save_pretrained(folder) and its tokenizer beside it, and give the folder (or a name, or a Hub "
+            "id) instead, or leave executor out"
+        )
+    texts = ("",) * len(batch.texts)
+    return Shard(model.opened_from, model.provenance, replace(batch, texts=texts), (), metric, rows)
+
+
+def _require_picklable(shard: Shard) -> None:
+    try:
+        pickle.dumps(shard)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"this ablation or metric cannot travel to other processes ({error}); define its class in a module"
+        ) from error
+
+
+def note_engine(store: MutableMapping[str, Tensor] | None, exact_resume: bool) -> bool:
+    """Note in a store how readings were computed; whether all of the store were resumed at the ablated layers."""
+    if store is None:
+        return exact_resume
+    noted = store.get(RESUMED)
+    if noted is None or (noted.all() and not exact_resume):
+        noted = store[RESUMED] = torch.tensor([exact_resume])
+    return bool(noted.all())

@@ -1,0 +1,390 @@
+"""In which layer and head does the attention of benign and of jailbreak prompts differ, beyond chance and length?
+
+Jailbreak prompts are longer than plain ones, and a longer prompt spreads attention differently whatever it says. So the
+comparison to read is between equally long beginnings, a permutation of the labels says what chance gives, and neutral
+prose in front of the benign prompts says what length does. `attention_by_segment` asks from which parts of a prompt
+given heads read. The question is that of "Jailbreaking Leaves a Trace" (arXiv:2602.11495); how the paper chose its
+layers is not stated, and this measure is not taken from it.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from safetyheads.activations.patterns import Side, checked_layers, each_pattern, two_sets
+from safetyheads.heads import Head
+from safetyheads.jailbreaks import Segment, find_segments, lengthen
+from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.prompts import PromptSet, TokenBatch, tokenize
+from safetyheads.stats import benjamini_hochberg
+
+if TYPE_CHECKING:
+    import pandas
+
+COMPARISONS = ("matched", "lengthened", "unmatched", "length_only")
+"""What `attention_divergence` compares; the first is the one to read, the last two are controls."""
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionDivergence:
+    """How far the attention of two sets of prompts differs, for each layer and head, beside what chance gives."""
+
+    table: "pandas.DataFrame"
+    """A row a comparison and head, or layer: comparison, layer, head (missing for the layer as a whole), label,
+    divergence, null_mean, null_high, p_value, q_value, unit, benign, jailbreak (numbers of prompts)."""
+    provenance: dict[str, Any]
+
+    def top(self, k: int = 10, comparison: str = "matched") -> "pandas.DataFrame":
+        """The k heads that differ most in one comparison, by their divergence beyond the null's mean."""
+        table = self.table[(self.table["comparison"] == comparison) & self.table["head"].notna()]
+        excess = table["divergence"] - table["null_mean"]
+        return table.loc[excess.sort_values(ascending=False, kind="stable").index].head(k)
+
+
+@torch.inference_mode()
+def attention_divergence(
+    model: Any,
+    benign: PromptSet | Sequence[str] | str | Path,
+    jailbreak: PromptSet | Sequence[str] | str | Path,
+    *,
+    layers: int | Sequence[int] | None = None,
+    length: int | None = None,
+    bins: int = 8,
+    n_permutations: int = 2000,
+    seed: int = 0,
+    template: str | None = None,
+    progress: bool | None = None,
+) -> AttentionDivergence:
+    """How far the attention of benign and jailbreak prompts differs in each layer and head, and whether it is length.
+
+    Each prompt's pattern becomes, for a few groups of queries, the attention that a query of the group gives to each of
+    `bins` groups of keys. The divergence is the Jensen-Shannon divergence [nat, at most ln 2] of the two sets' mean
+    distributions, averaged over the groups of queries. The tokens that all prompts share at the start are keys, not
+    queries. The null deals the labels anew, `n_permutations` times; p = (1 + as large) / (1 + n_permutations), and the
+    q-values are Benjamini-Hochberg's over a comparison's heads, or its layers.
+
+    Jailbreak prompts are longer, so four comparisons are made:
+
+    - matched: the first tokens only, as many as the shortest prompt has before its assistant header (or `length`; then
+      shorter prompts are left out). The same number of tokens everywhere: length plays no part.
+    - lengthened: whole prompts, the benign ones brought to the jailbreak prompts' lengths by neutral prose.
+    - unmatched: whole prompts as they are, groups relative to each prompt's length. Confounded by length.
+    - length_only: benign prompts against the same, lengthened. What length and some prose do by themselves.
+
+    Raises ValueError for what `attention_maps` refuses, and where too few tokens or prompts are left to compare.
+    """
+    from tqdm.auto import tqdm
+
+    if bins < 2:
+        raise ValueError(f"bins is {bins}; at least 2 groups of keys are needed to tell them apart")
+    model = load_model(model)
+    asked = checked_layers(model, layers)
+    plain, attack = two_sets(model, benign, jailbreak, template, ("benign", "jailbreak"))
+    wanted = [int(n) for n in attack[1].lengths.tolist()]
+    wanted = [wanted[n % len(wanted)] for n in range(len(plain[0]))]
+    longer = lengthen(plain[0], wanted, model.tokenizer, template)
+    batches = {
+        "benign": plain[1],
+        "jailbreak": attack[1],
+        "longer": tokenize(longer, model.tokenizer, template, max_length=model.context),
+    }
+    prefix = _shared_start(list(batches.values()))
+    window = _common_window(plain, attack, prefix, length)
+    shortest = min(int(batch.lengths.min()) for batch in batches.values())
+    groups = {"whole": min(bins, shortest - prefix), "start": min(bins, window - prefix)}
+    features: dict[tuple[str, str], _Features] = {}
+    for name, batch in batches.items():
+        ends = {"whole": batch.lengths.tolist()}
+        if name != "longer":
+            ends["start"] = [window if n >= window else None for n in _content_ends(batch)]
+        found = _features(model, batch, asked, prefix, ends, groups, bins, name, progress)
+        features |= {(name, part): values for part, values in found.items()}
+    pairs = {
+        "matched": (features["benign", "start"], features["jailbreak", "start"]),
+        "lengthened": (features["longer", "whole"], features["jailbreak", "whole"]),
+        "unmatched": (features["benign", "whole"], features["jailbreak", "whole"]),
+        "length_only": (features["benign", "whole"], features["longer", "whole"]),
+    }
+    rows: list[dict[str, Any]] = []
+    shown = tqdm(pairs.items(), desc="null", disable=None if progress is None else not progress)
+    for comparison, (ours, theirs) in shown:
+        tests = [_permute(ours[layer], theirs[layer], n_permutations, seed) for layer in asked]
+        rows += _rows(comparison, asked, tests, len(ours[asked[0]]), len(theirs[asked[0]]))
+    import pandas
+
+    table = pandas.DataFrame(rows)
+    table["head"] = table["head"].astype("Int64")
+    provenance = {
+        "model": {"name": model.name, **model.provenance},
+        "template": plain[1].template,
+        "tokens": {name: batch.fingerprint for name, batch in batches.items()},
+        "shared_start": prefix,
+        "matched_length": window,
+        "bins": bins,
+        "n_permutations": n_permutations,
+        "seed": seed,
+        "safetyheads": version("safetyheads"),
+    }
+    return AttentionDivergence(table, provenance)
+
+
+_Features = dict[int, Float[Tensor, "prompt head query key"]]
+"""Of each layer: the attention of groups of queries to groups of keys."""
+
+
+def _features(
+    model: HookedModel,
+    batch: TokenBatch,
+    layers: Sequence[int],
+    start: int,
+    ends: dict[str, list[int | None]],
+    groups: dict[str, int],
+    bins: int,
+    label: str,
+    progress: bool | None,
+) -> dict[str, _Features]:
+    """Each prompt's pattern of queries `start` to `end` in a few numbers, `groups` times `bins`.
+
+    None as end leaves the prompt out.
+    """
+    found: dict[str, dict[int, dict[int, Tensor]]] = {p: {n: {} for n in layers} for p in ends}
+
+    def add(layer: int, row: int, pattern: Tensor, visible: Tensor) -> None:
+        for part, stops in ends.items():
+            if (stop := stops[row]) is not None:
+                keys = _averaging(stop, bins).to(pattern)
+                queries = _averaging(stop - start, groups[part]).to(pattern)
+                sums = pattern[:, start:stop, :stop] @ (keys > 0).to(pattern).T
+                found[part][layer][row] = (queries @ sums).cpu()
+
+    each_pattern(model, batch, layers, int(batch.lengths.max()), add, label, progress)
+    return {
+        part: {n: torch.stack([rows[r] for r in sorted(rows)]) for n, rows in some.items()}
+        for part, some in found.items()
+    }
+
+
+def _averaging(size: int, groups: int) -> Float[Tensor, "group pos"]:
+    """The matrix that averages `size` positions in so many groups of nearly equal size."""
+    group = torch.arange(size) * groups // size
+    member = (group == torch.arange(groups)[:, None]).float()
+    return member / member.sum(1, keepdim=True).clamp_min(1)
+
+
+class _Test(NamedTuple):
+    """A layer's heads and, last, their mean: observed divergence, and what chance gives."""
+
+    divergence: Float[Tensor, " head"]
+    null_mean: Float[Tensor, " head"]
+    null_high: Float[Tensor, " head"]
+    p_value: Float[Tensor, " head"]
+
+
+def _permute(
+    ours: Float[Tensor, "prompt head query key"],
+    theirs: Float[Tensor, "other head query key"],
+    n_permutations: int,
+    seed: int,
+) -> _Test:
+    pooled, n, m = torch.cat([ours, theirs]), len(ours), len(theirs)
+    flat = pooled.flatten(1)
+
+    def measure(chosen: Int[Tensor, "resample prompt"]) -> Float[Tensor, "resample head"]:
+        member = torch.zeros(len(chosen), n + m).scatter_(1, chosen, 1.0)
+        # Both sums of what is not negative: a difference of sums could be, by rounding.
+        sums = ((member @ flat) / n, ((1 - member) @ flat) / m)
+        means = (rows.unflatten(1, pooled.shape[1:]) for rows in sums)
+        heads = _jensen_shannon(*means).mean(-1)
+        return torch.cat([heads, heads.mean(1, keepdim=True)], 1)
+
+    observed = measure(torch.arange(n)[None])[0]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(n_permutations, n + m, generator=generator).argsort(1)[:, :n]
+    parts = max(1, 2**22 // flat.shape[1])
+    null = torch.cat([measure(some) for some in drawn.split(parts)])
+    # Sums in another order differ by rounding: what ties with the observed value counts as large.
+    as_large = (null >= observed - 1e-6 * observed.abs() - 1e-9).sum(0)
+    return _Test(
+        observed, null.mean(0), null.quantile(0.95, 0), (1.0 + as_large) / (1.0 + n_permutations)
+    )
+
+
+def _jensen_shannon(
+    p: Float[Tensor, "*batch key"], q: Float[Tensor, "*batch key"]
+) -> Float[Tensor, "*batch"]:
+    middle = (p + q) / 2
+    terms = p.xlogy(p) - p.xlogy(middle) + q.xlogy(q) - q.xlogy(middle)
+    return terms.sum(-1).clamp_min(0) / 2
+
+
+def _rows(
+    comparison: str, layers: Sequence[int], tests: Sequence[_Test], n: int, m: int
+) -> Iterator[dict[str, Any]]:
+    p = torch.stack([test.p_value for test in tests])
+    q = torch.cat([benjamini_hochberg(p[:, :-1]), benjamini_hochberg(p[:, -1:])], 1)
+    for at, (layer, test) in enumerate(zip(layers, tests, strict=True)):
+        for head in range(p.shape[1]):
+            whole = head == p.shape[1] - 1
+            yield {
+                "comparison": comparison,
+                "layer": layer,
+                "head": None if whole else head,
+                "label": f"L{layer}" if whole else str(Head(layer, head)),
+                **{name: values[head].item() for name, values in test._asdict().items()},
+                "q_value": q[at, head].item(),
+                "unit": "nat",
+                "benign": n,
+                "jailbreak": m,
+            }
+
+
+def _shared_start(batches: Sequence[TokenBatch]) -> int:
+    """How many tokens all prompts of all sets share from the start."""
+    shortest = min(int(batch.lengths.min()) for batch in batches) - 1
+    first = batches[0].ids[0, :shortest]
+    same = torch.stack([(b.ids[:, :shortest] == first).all(0) for b in batches]).all(0)
+    return int(same.long().cumprod(0).sum())
+
+
+def _content_ends(batch: TokenBatch) -> list[int]:
+    """Where the user's text ends in each prompt: before the tokens that all prompts share at their end."""
+    rows = [row[:n] for row, n in zip(batch.ids.tolist(), batch.lengths.tolist(), strict=True)]
+    if batch.template != "chat":
+        return [len(row) for row in rows]
+    shared = 0
+    while shared < min(map(len, rows)) and len({row[-1 - shared] for row in rows}) == 1:
+        shared += 1
+    return [len(row) - shared for row in rows]
+
+
+def _common_window(plain: "Side", attack: "Side", prefix: int, length: int | None) -> int:
+    """How many tokens from the start are compared where length is matched."""
+    ends = [_content_ends(batch) for _, batch in (plain, attack)]
+    window = min(map(min, ends)) if length is None else length
+    if window - prefix < 2:
+        raise ValueError(
+            f"the first {window} tokens would be compared, and all prompts share the first {prefix}: "
+            "nothing is left; give length= a larger number (shorter prompts are then left out), or longer prompts"
+        )
+    for name, some in zip(("benign", "jailbreak"), ends, strict=True):
+        if (left := sum(end >= window for end in some)) < 2:
+            raise ValueError(
+                f"{left} of the {len(some)} {name} prompts have {window} tokens before their assistant header "
+                f"(they have {min(some)} to {max(some)}): give length= a smaller number, or longer prompts"
+            )
+    return window
+
+
+# --- from which parts of the prompt -------------------------------------------------------------
+
+
+@torch.inference_mode()
+def attention_by_segment(
+    model: Any,
+    benign: PromptSet | Sequence[str] | str | Path,
+    jailbreak: PromptSet | Sequence[str] | str | Path,
+    heads: Sequence[Head | str | tuple[int, int]],
+    *,
+    template: str | None = None,
+    progress: bool | None = None,
+) -> "pandas.DataFrame":
+    """How much attention do given heads take from each part of the prompt, and how much goes to the jailbreak's tokens?
+
+    The query is the last token, where safety heads are scored. `heads` are in order of rank, such as
+    `ranking.top()["label"]`. The two sets should hold the same requests, plain and in a jailbreak template; a third,
+    the plain ones behind as much neutral prose, shows what length does.
+
+    Returns a table, a row a head, set and segment: label, layer, head, rank (place in `heads`), prompts ("benign",
+    "lengthened", "jailbreak"), segment, share [1] (mean over prompts), tokens (mean number), even_share (what attention
+    spread evenly over all tokens gives), other_heads (mean share of the layer's heads that are not in `heads`). The
+    first token, which heads attend to when they have nothing to do, is a segment of its own.
+
+    Raises ValueError for what `attention_maps` refuses, heads that are not there, or a tokenizer that does not say
+    which characters a token covers.
+    """
+    import pandas
+
+    model = load_model(model)
+    chosen = [Head.parse(head) for head in heads]
+    if not chosen:
+        raise ValueError("there are no heads; give at least one, such as L3H7")
+    for head in chosen:
+        model.require_head(*head)
+    layers = tuple(sorted({head.layer for head in chosen}))
+    plain, attack = two_sets(model, benign, jailbreak, template, ("benign", "jailbreak"))
+    wanted = [int(n) for n in attack[1].lengths.tolist()]
+    wanted = [wanted[n % len(wanted)] for n in range(len(plain[0]))]
+    longer = lengthen(plain[0], wanted, model.tokenizer, template)
+    sets: dict[str, tuple[Sequence[str], TokenBatch, Sequence[str] | None]] = {
+        "benign": (*plain, plain[0]),
+        "lengthened": (longer, tokenize(longer, model.tokenizer, template), plain[0]),
+        "jailbreak": (*attack, None),
+    }
+    rows: list[dict[str, Any]] = []
+    for name, (texts, batch, requests) in sets.items():
+        spans = find_segments(batch, texts, model.tokenizer, requests)
+        if not all(spans):
+            raise ValueError(
+                f"the segments of the {name} prompts cannot be told: this needs a fast tokenizer and a "
+                "chat template that leaves the user's text as it is"
+            )
+        rows += _segment_rows(model, batch, spans, chosen, layers, name, progress)
+    return pandas.DataFrame(rows)
+
+
+FIRST = "first token"
+
+
+def _segment_rows(
+    model: HookedModel,
+    batch: TokenBatch,
+    spans: Sequence[tuple[Segment, ...]],
+    chosen: Sequence[Head],
+    layers: Sequence[int],
+    name: str,
+    progress: bool | None,
+) -> Iterator[dict[str, Any]]:
+    shares: dict[tuple[int, str], Tensor] = {}
+    tokens: dict[str, float] = {}
+    # The first token apart from the segment that it is in.
+    parted = [
+        [Segment(FIRST, 0, 1), *(p._replace(start=max(p.start, 1)) for p in parts if p.stop > 1)]
+        for parts in spans
+    ]
+    for parts in parted:
+        for part in parts:
+            size = (part.stop - part.start) / len(batch)
+            tokens[part.name] = tokens.get(part.name, 0.0) + size
+
+    def add(layer: int, row: int, pattern: Tensor, visible: Tensor) -> None:
+        last = pattern[:, -1].cpu()
+        for part in parted[row]:
+            share = last[:, part.start : part.stop].sum(-1) / len(batch)
+            key = layer, part.name
+            shares[key] = shares.get(key, torch.zeros(())) + share
+
+    each_pattern(model, batch, layers, int(batch.lengths.max()), add, name, progress)
+    length = batch.lengths.double().mean().item()
+    for rank, head in enumerate(chosen, start=1):
+        others = [h for h in range(model.n_heads) if Head(head.layer, h) not in chosen]
+        for segment, count in tokens.items():
+            share = shares[head.layer, segment]
+            yield {
+                "label": str(head),
+                "layer": head.layer,
+                "head": head.head,
+                "rank": rank,
+                "prompts": name,
+                "segment": segment,
+                "share": share[head.head].item(),
+                "tokens": count,
+                "even_share": count / length,
+                "other_heads": share[others].mean().item() if others else math.nan,
+            }

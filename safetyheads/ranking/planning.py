@@ -1,0 +1,276 @@
+"""What will a run cost, before anything is run?
+
+The passes and tokens of a sweep follow from the prompts' lengths alone. Its time follows from a short calibration:
+one pass through the top layers and one through the last, of the widest group of prompts, which takes about as long as
+one forward pass of a small model. Its memory follows from the sizes of what one pass holds.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from safetyheads.engine.measurement import Run, prepare_runs
+from safetyheads.engine.sweep import LOOK_TOKENS, _Chunk, _Reference, layout
+from safetyheads.heads import Head
+from safetyheads.interventions.ablating import AblateHead, Ablation
+from safetyheads.metrics import LastToken, Metric
+from safetyheads.models.hooked import HookedModel
+from safetyheads.probes.single_heads import as_method
+from safetyheads.prompts import PromptSet
+from safetyheads.ranking.ranking import DEFAULT_ABLATIONS, prepare_ranking
+from safetyheads.screening.screened import Screened
+
+CALIBRATED_LAYERS = 3
+"""How many layers the longer of the two timed passes runs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `rank_safety_heads` with the same arguments would run."""
+
+    model: str
+    """Name of the model."""
+    heads: int
+    """Heads that are ablated, one at a time."""
+    prompts: int
+    """Prompts, harmful and harmless."""
+    variants: int
+    """(ablation, head, prompt) triples: what plain ablation would spend one forward pass on."""
+    passes: int
+    """Forward passes, each from the ablated layer on, with several heads and prompts in it."""
+    tokens: int
+    """Tokens of all passes; a prefix that prompts share counts once a pass and head."""
+    seconds: float
+    """Time, from the calibration on this machine as busy as it was."""
+    peak_memory: int
+    """Bytes beyond the model's weights."""
+    weights: int
+    """Bytes of the model's weights."""
+    free_memory: int
+    """Bytes that were free when the plan was made, with the model already open."""
+    rows: int | None
+    """(head, prompt) rows of one pass that were asked for; None for as many as `TOKENS_A_PASS` says."""
+    fitting_rows: int | None
+    """The most rows whose peak fits into nine tenths of the free memory; None if a single row does not."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak fits into nine tenths of the free memory."""
+        return self.peak_memory <= 0.9 * self.free_memory
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(round(self.seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        lines = [
+            f"{self.model}: {self.heads} heads, {self.prompts} prompts, {self.variants:,} ablated prompts",
+            f"passes       {self.passes:,}, each from the ablated layer on",
+            f"tokens       {self.tokens:,}",
+            f"time         {hours}:{minutes:02}:{seconds:02}",
+            f"peak memory  {_gib(self.peak_memory)} beyond the weights' {_gib(self.weights)}; "
+            f"{_gib(self.free_memory)} free",
+        ]
+        if not self.fits:
+            lines.append(
+                "too large: not even one row a pass fits into the free memory"
+                if self.fitting_rows is None
+                else f"too large for the free memory: {self.fitting_rows} rows a pass fit (--batch {self.fitting_rows})"
+            )
+        return "\n".join(lines)
+
+
+def plan(
+    model: Any,
+    dataset: PromptSet | Sequence[str] | str | Path,
+    *,
+    ablations: Sequence[Ablation] = DEFAULT_ABLATIONS,
+    metric: Metric | None = None,
+    template: str | None = None,
+    limit: int | None = None,
+    rows: int | None = None,
+    method: str | Screened = "exact",
+) -> Plan:
+    """Say what `rank_safety_heads` with the same arguments will cost, without running it.
+
+    The calibration runs a few layers of one pass for each ablation. With `method="screened"` the heads are those that
+    the screen runs exactly at least; an audit that finds large errors widens it. Executors divide the time by the
+    number of workers, at best.
+
+    Raises what `rank_safety_heads` raises for its input.
+    """
+    opened, prompts, metric = prepare_ranking(model, dataset, ablations, metric, limit)
+    runs = prepare_runs(opened, prompts, ablations, metric, template, rows)
+    n_heads = opened.n_layers * opened.n_heads
+    screened = as_method(method)
+    share = 1.0 if screened is None else min(1.0, screened.share + screened.audit)
+    paces = [_calibrate(run) for run in runs]
+    costs = [_cost(run, share, pace) for run, pace in zip(runs, paces, strict=True)]
+    free = _free_memory(opened.device)
+    memory = max(peak_memory(run, rows) for run in runs)
+    fitting = [n for n in _fewer(rows, runs) if max(peak_memory(r, n) for r in runs) <= 0.9 * free]
+    seconds = sum(cost.seconds for cost in costs)
+    if screened is not None:
+        # The ablations of a side share one screen.
+        each_side = slice(None, None, len(ablations))
+        for run, pace in zip(runs[each_side], paces[each_side], strict=True):
+            seconds += _screen_seconds(run, screened, pace)
+    weights = opened.bridge.original_model.parameters()
+    return Plan(
+        model=opened.name,
+        heads=round(n_heads * share),
+        prompts=len(prompts.harmful) + len(prompts.harmless),
+        variants=round(share * n_heads * sum(len(run.batch.lengths) for run in runs)),
+        passes=sum(cost.passes for cost in costs),
+        tokens=sum(cost.tokens for cost in costs),
+        seconds=seconds,
+        peak_memory=memory,
+        weights=sum(p.numel() * p.element_size() for p in {id(p): p for p in weights}.values()),
+        free_memory=free,
+        rows=rows,
+        fitting_rows=max(fitting, default=None),
+    )
+
+
+@dataclass(frozen=True)
+class _Cost:
+    passes: int
+    tokens: int
+    seconds: float
+
+
+class _Pace(NamedTuple):
+    """How fast this machine is, on one run's widest passes."""
+
+    look: float
+    """Seconds of a clean layer for `LOOK_TOKENS` tokens."""
+    top: float
+    """Seconds of a pass through the top layer."""
+    block: float
+    """Seconds that a pass takes longer for each layer that it starts below the top."""
+    tokens: int
+    """Tokens of such a pass."""
+
+
+def _cost(run: Run, share: float, pace: _Pace) -> _Cost:
+    """Passes, tokens and time of one ablation on one side, with `share` of every layer's heads."""
+    model, batch = run.model, run.batch
+    groups = layout(batch, run.rows, model.device.type)
+    per_layer = max(1, round(share * model.n_heads))
+    seconds = 0.0
+    passes = tokens = 0
+    for prompts, width in groups:
+        part = batch.select(prompts)
+        prefix = part.prefix_length if len(prompts) > 1 else 0
+        one = prefix + len(prompts) * (part.ids.shape[1] - prefix)
+        count = -(-per_layer // width)
+        passes += model.n_layers * count
+        tokens += model.n_layers * per_layer * one
+        # A pass from layer l on: the top layer's cost, and a block for each layer from l to the one below the top.
+        work = per_layer * one / pace.tokens
+        seconds += work * model.n_layers * (pace.top + pace.block * (model.n_layers - 1) / 2)
+        whole = len(prompts) * part.ids.shape[1]
+        seconds += model.n_layers * pace.look * whole / LOOK_TOKENS
+        seconds += (pace.top + pace.block * (model.n_layers - 1)) * one / pace.tokens
+    return _Cost(passes, tokens, seconds)
+
+
+@torch.inference_mode()
+def _calibrate(run: Run) -> _Pace:
+    """Time a clean layer, a pass through the top layer and one through the top `CALIBRATED_LAYERS`."""
+    model, batch = run.model, run.batch
+    groups = layout(batch, run.rows, model.device.type)
+    prompts, width = max(groups, key=lambda g: g.width * len(g.prompts))
+    chunk = _Chunk(model, batch, prompts, width, model.kernels[0], {})
+    heads = [Head(0, head % model.n_heads) for head in range(width)]
+    edits = [AblateHead(head, run.ablation) for head in heads]
+    low = max(0, model.n_layers - CALIBRATED_LAYERS)
+
+    def clean() -> Any:
+        chunk.acts = None
+        acts = chunk.look(0, scores="scores" in run.ablation.needs)
+        reference = _Reference([chunk], 0, run.ablation.needs)
+        return acts, [chunk.ablated_z(acts, edit, reference) for edit in edits]
+
+    acts, _ = clean()
+    resid = chunk.resid.expand(width, *chunk.resid.shape)
+    attn_out = acts.attn_out.expand(width, *acts.attn_out.shape)
+
+    def climb(layer: int) -> None:
+        last = LastToken(chunk._run_from(layer, resid, attn_out), model.unembed)
+        chunk._state = last.state[: len(prompts)]
+        chunk.read(run.metric, last, chunk.untouched(), edits)
+
+    whole = len(prompts) * chunk.ids.shape[1]
+    look = _seconds(clean, model) * LOOK_TOKENS / whole
+    short = _seconds(lambda: climb(model.n_layers - 1), model)
+    long = _seconds(lambda: climb(low), model)
+    tokens = width * (chunk.prefix + len(prompts) * (chunk.ids.shape[1] - chunk.prefix))
+    return _Pace(look, short, max(0.0, long - short) / max(1, model.n_layers - 1 - low), tokens)
+
+
+def _seconds(run: Any, model: HookedModel) -> float:
+    """The faster of two runs after a first one, which sets things up."""
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _screen_seconds(run: Run, screened: Screened, pace: _Pace) -> float:
+    """A screen is one clean pass, and for each direction one back, which costs two."""
+    whole, passes = float(run.batch.lengths.sum()), 2 + 2 * screened.directions
+    blocks = passes * pace.block * whole / pace.tokens + pace.look * whole / LOOK_TOKENS
+    return run.model.n_layers * blocks
+
+
+def peak_memory(run: Run, rows: int | None) -> int:
+    """Bytes that a sweep holds beyond the weights, at its widest."""
+    model, batch = run.model, run.batch
+    config: Any = model.bridge.cfg
+    size = torch.finfo(model.dtype).bits // 8
+    width = 6 * model.d_model + 3 * int(config.d_mlp) + 3 * model.d_head * model.n_heads
+    worst = 0
+    for prompts, variants in layout(batch, rows, model.device.type):
+        part = batch.select(prompts)
+        prefix, length = (part.prefix_length if len(prompts) > 1 else 0), part.ids.shape[1]
+        lines = variants * len(prompts)
+        tokens = variants * prefix + lines * (length - prefix)
+        # The pass itself; keys and values of the prefix, repeated for every row; its logits and what is made of them.
+        inside = tokens * width * size + 4 * lines * length * model.d_head * model.n_heads * size
+        logits = 6 * lines * int(config.d_vocab) * 4
+        # The clean pass keeps scores and pattern of all heads.
+        looked = max(1, min(len(prompts), LOOK_TOKENS // length))
+        clean = looked * length * (width + 3 * model.n_heads * length) * size
+        kept = len(prompts) * length * (3 * model.d_model + 2 * model.d_head * model.n_heads) * size
+        worst = max(worst, max(inside + logits, clean) + kept)
+    streams = 2 * int(batch.lengths.sum()) * model.d_model * size
+    return worst + streams
+
+
+def _fewer(rows: int | None, runs: Sequence[Run]) -> list[int]:
+    """Rows a pass that could be asked for instead: powers of two below what runs now."""
+    now = rows or max(
+        group.width * len(group.prompts)
+        for run in runs
+        for group in layout(run.batch, None, run.model.device.type)
+    )
+    return [2**power for power in range(now.bit_length()) if 2**power <= now]
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
