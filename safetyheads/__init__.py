@@ -72,9 +72,13 @@ if TYPE_CHECKING:
         refusal_under_ablation,
     )
     from safetyheads.probes.behaviour.utility import Utility, lm_eval_model, measure_utility
-    from safetyheads.probes.groups import HeadGroup, score_groups, search_heads
-    from safetyheads.probes.single_heads import score_heads, score_layers, screen_heads
-    from safetyheads.probes.together import score_heads_together
+    from safetyheads.probes.groups import GroupSearch, HeadGroup, score_groups, search_heads
+    from safetyheads.probes.single_heads import (
+        score_heads,
+        score_heads_together,
+        score_layers,
+        screen_heads,
+    )
     from safetyheads.probes.traces.capture import (
         JailbreakDetector,
         Traces,
@@ -85,7 +89,8 @@ if TYPE_CHECKING:
     from safetyheads.prompts import TEMPLATES, PromptSet, TokenBatch, load_prompts, tokenize
     from safetyheads.ranking.merging import merge_rankings, merge_scores, rank_layers
     from safetyheads.ranking.planning import Plan, plan
-    from safetyheads.ranking.ranking import Ranking, rank_safety_heads
+    from safetyheads.ranking.ranking import Ranking, rank, rank_safety_heads
+    from safetyheads.ranking.study import Study
     from safetyheads.screening.screened import Screened
     from safetyheads.validation.definitions import (
         Comparison,
@@ -112,6 +117,7 @@ __all__ = [
     "Execution",
     "Export",
     "GeneralizedShips",
+    "GroupSearch",
     "Head",
     "HeadGroup",
     "HeadScores",
@@ -133,6 +139,7 @@ __all__ = [
     "Screened",
     "Ships",
     "Specificity",
+    "Study",
     "TokenBatch",
     "Traces",
     "UndifferentiatedAttention",
@@ -179,6 +186,7 @@ __all__ = [
     "process_map",
     "published_heads",
     "random_copy",
+    "rank",
     "rank_layers",
     "rank_safety_heads",
     "rank_stability",
@@ -224,19 +232,19 @@ _NAMES_OF_MODULE = {
     "plots.groups": "plot_group_curve",
     "plots.heads": "plot_head_heatmap plot_head_scatter",
     "plots.traces": "plot_detection",
-    "probes.single_heads": "score_heads score_layers screen_heads",
+    "probes.single_heads": "score_heads score_heads_together score_layers screen_heads",
     "probes.attention.maps": "AttentionCapture AttentionMaps HiddenMagnitudes attention_maps "
     "capture_attention compare_captures hidden_magnitudes",
     "probes.behaviour.answers": "Behaviour RefusalCurve measure_behaviour refusal_under_ablation",
     "probes.attention.divergence": "AttentionDivergence attention_by_segment attention_divergence",
-    "probes.groups": "HeadGroup score_groups search_heads",
+    "probes.groups": "GroupSearch HeadGroup score_groups search_heads",
     "probes.traces.capture": "JailbreakDetector Traces capture_traces fit_detector score_detectors",
     "probes.behaviour.utility": "Utility lm_eval_model measure_utility",
     "prompts": "TEMPLATES PromptSet TokenBatch load_prompts tokenize",
     "evidence.published": "published_heads",
-    "ranking.ranking": "Ranking rank_safety_heads",
+    "ranking.ranking": "Ranking rank rank_safety_heads",
+    "ranking.study": "Study",
     "screening.screened": "Screened",
-    "probes.together": "score_heads_together",
 }
 _MODULE_OF_NAME = {
     name: module for module, names in _NAMES_OF_MODULE.items() for name in names.split()

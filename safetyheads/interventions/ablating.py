@@ -6,7 +6,8 @@ attention every ablation acts on one query head and leaves the keys and values t
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -14,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from safetyheads.heads import Head
+from safetyheads.choices import described, not_a_class, unknown
+from safetyheads.heads import Head, parse_heads
 from safetyheads.models.hooked import HookedModel, ZEdit
 from safetyheads.prompts import TokenBatch
 
@@ -69,8 +71,7 @@ class UndifferentiatedAttention:
     name: ClassVar[str] = "undifferentiated_attention"
 
     def __post_init__(self) -> None:
-        if self.epsilon < 0:
-            raise ValueError(f"epsilon is {self.epsilon}; it scales the query and must be >= 0")
+        _check_epsilon(self.epsilon, "query")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -101,6 +102,9 @@ class ScalingContribution:
     """Factor on the head's output."""
     name: ClassVar[str] = "scaling_contribution"
     needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        _check_epsilon(self.epsilon, "head's output")
 
     def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
         return acts.z * self.epsilon
@@ -146,6 +150,10 @@ class ResampleAblation:
     name: ClassVar[str] = "resample"
     needs: ClassVar[frozenset[str]] = frozenset({"donor"})
 
+    def __post_init__(self) -> None:
+        if type(self.seed) is not int:
+            raise ValueError(f"seed is {self.seed!r}; it must be a whole number")
+
     def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
         return _given(acts.donor, self)
 
@@ -156,12 +164,77 @@ def _given(value: Tensor | None, ablation: Ablation) -> Tensor:
     return value
 
 
+def _check_epsilon(epsilon: Any, scaled: str) -> None:
+    number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
+    if not number or not math.isfinite(epsilon) or epsilon < 0:
+        raise ValueError(
+            f"epsilon is {epsilon!r}; it scales the {scaled} and must be a finite number >= 0"
+        )
+
+
+ABLATIONS: dict[str, Callable[[], Ablation]] = {
+    kind.name: kind
+    for kind in (
+        UndifferentiatedAttention,
+        ScalingContribution,
+        ZeroAblation,
+        MeanAblation,
+        ResampleAblation,
+    )
+}
+"""The ablations that a name stands for, with their defaults."""
+
+
+def as_ablation(value: Ablation | str | Mapping[str, Any]) -> Ablation:
+    """An ablation, the one of a name, or the one that a manifest describes.
+
+    >>> as_ablation("zero"), as_ablation(ScalingContribution(0.5))
+    (ZeroAblation(), ScalingContribution(epsilon=0.5))
+
+    Raises ValueError for a name that is none, with near ones, a class, or anything else.
+    """
+    not_a_class("ablation", value)
+    if isinstance(value, Mapping):
+        return described("ablation", value, ABLATIONS)
+    if isinstance(value, Ablation):
+        return value
+    if isinstance(value, str) and value in ABLATIONS:
+        return ABLATIONS[value]()
+    raise unknown("ablation", value, ABLATIONS, "ZeroAblation()")
+
+
+def as_ablations(values: Any) -> tuple[Ablation, ...]:
+    """Several ablations, or one for a list of one, each as `as_ablation` takes it.
+
+    >>> as_ablations("zero")
+    (ZeroAblation(),)
+
+    Raises ValueError if there is none, or two of a kind, which would share a name.
+    """
+    several = isinstance(values, list | tuple)
+    found = tuple(as_ablation(value) for value in (values if several else [values]))
+    if not found:
+        raise ValueError(
+            "ablations is empty; give at least one, such as UndifferentiatedAttention()"
+        )
+    names = [ablation.name for ablation in found]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"ablations has one kind twice ({', '.join(names)}); rank each in a call of its own"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class AblateHead:
     """One head under one ablation: a variant of the forward pass that a sweep runs."""
 
     head: Head
     ablation: Ablation
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "head", parse_heads([self.head])[0])
+        object.__setattr__(self, "ablation", as_ablation(self.ablation))
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -188,11 +261,15 @@ class AblateHeads:
     """
 
     heads: tuple[Head, ...]
+    """Heads, or their names."""
     ablation: Ablation
+    """What is done to them, or its name."""
     mean: Float[Tensor, "layer head d_head"] | None = field(default=None, compare=False, repr=False)
     """What `mean_z` gives: what mean ablation writes while the heads are ablated in flight."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", parse_heads(self.heads))
+        object.__setattr__(self, "ablation", as_ablation(self.ablation))
         if not self.heads or len(set(self.heads)) < len(self.heads):
             raise ValueError(
                 f"the heads are {', '.join(map(str, self.heads)) or 'none'}; "
