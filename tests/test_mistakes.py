@@ -53,6 +53,7 @@ MISTAKES = {
     'score_heads(model, ["w7 w8"], side="harmfull")': "side is 'harmfull'; it must be \"harmful\" or",
     'score_heads(model, ["w7 w8"], method=Screened)': "must be",
     'score_groups(model, ["w7 w8"], ["L1H1"])': "which is one head",
+    'score_groups(model, ["w7 w8"], [Head(1, 1)])': "which is one head",
     'score_groups(model, ["w7 w8"], "L1H1")': "which is one head",
     'score_groups(model, ["w7 w8"], [["L9H1"]])': "L9H1 is not in",
     'search_heads(model, ["w7 w8"], 3)': "search is 3; give GroupSearch(steps=3)",

@@ -97,7 +97,7 @@ def test_a_top_k_that_cannot_be_is_refused_before_any_pass(model, monkeypatch, t
 
 
 def test_ablations_that_would_share_a_name_or_are_none_are_refused(model):
-    with pytest.raises(ValueError, match=r"one kind twice .*rank each in a call of its own"):
+    with pytest.raises(ValueError, match=r"one kind twice .*; rank each in a call of its own"):
         rank_safety_heads(
             model, PROMPTS, ablations=[ScalingContribution(0.1), ScalingContribution(0.2)]
         )

@@ -381,8 +381,6 @@ def test_a_save_that_was_killed_between_its_files_is_noticed(tmp_path, monkeypat
 
 def test_a_store_that_cannot_be_written_is_said_before_the_first_pass(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(
-        "safetyheads.probes.single_heads.sweep", lambda *_, **__: pytest.fail("it ran")
-    )
+    monkeypatch.setattr("safetyheads.engine.run.sweep", lambda *_, **__: pytest.fail("it ran"))
     with pytest.raises(PermissionError, match="cannot write in"):
         small_run(tmp_path / "file" / "store")

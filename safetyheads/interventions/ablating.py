@@ -209,18 +209,13 @@ def as_ablations(values: Any) -> tuple[Ablation, ...]:
     >>> as_ablations("zero")
     (ZeroAblation(),)
 
-    Raises ValueError if there is none, or two of a kind, which would share a name.
+    Raises ValueError if there is none.
     """
     several = isinstance(values, list | tuple)
     found = tuple(as_ablation(value) for value in (values if several else [values]))
     if not found:
         raise ValueError(
             "ablations is empty; give at least one, such as UndifferentiatedAttention()"
-        )
-    names = [ablation.name for ablation in found]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"ablations has one kind twice ({', '.join(names)}); rank each in a call of its own"
         )
     return found
 

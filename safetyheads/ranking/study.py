@@ -76,8 +76,15 @@ class Study:
     """How many heads are shown, and whose recall a screen estimates."""
 
     def __post_init__(self) -> None:
+        ablations = as_ablations(self.ablations)
+        names = [ablation.name for ablation in ablations]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"ablations has one kind twice ({', '.join(names)}), which would share a name; rank each in a call of "
+                "its own"
+            )
         settled = {
-            "ablations": as_ablations(self.ablations),
+            "ablations": ablations,
             "metric": as_metric(self.metric),
             "method": as_method(self.method),
         }
