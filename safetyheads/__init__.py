@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from safetyheads.engine.execution import Execution
     from safetyheads.engine.executors import process_map, ray_map
     from safetyheads.evidence.agreement import agreement_table
     from safetyheads.evidence.published import published_heads
@@ -108,6 +109,7 @@ __all__ = [
     "Comparison",
     "Definition",
     "ExampleJudge",
+    "Execution",
     "Export",
     "GeneralizedShips",
     "Head",
@@ -200,6 +202,7 @@ _NAMES_OF_MODULE = {
     "evidence.agreement": "agreement_table",
     "validation.definitions": "Comparison Definition compare_definitions",
     "evidence.specificity": "NullBand Specificity null_band power_curve rank_stability specificity",
+    "engine.execution": "Execution",
     "engine.executors": "process_map ray_map",
     "interventions.export": "Export export_ablated",
     "validation.ground_truth": "check_methods",
