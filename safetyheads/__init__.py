@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     )
     from safetyheads.interventions.export import Export, export_ablated
     from safetyheads.jailbreaks import ROLE_PLAY, lengthen, wrap
-    from safetyheads.judges import ExampleJudge, Judge, KeywordJudge
+    from safetyheads.judges.examples import ExampleJudge
+    from safetyheads.judges.keywords import KeywordJudge
+    from safetyheads.judges.verdicts import Judge
     from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
     from safetyheads.models.hooked import HookedModel, load_model, random_copy
     from safetyheads.plots.agreement import plot_agreement, plot_published_heads
@@ -218,7 +220,9 @@ _NAMES_OF_MODULE = {
     "interventions.ablating": "AblateHead AblateHeads BypassLayers MeanAblation ResampleAblation "
     "ScalingContribution UndifferentiatedAttention ZeroAblation mean_z",
     "jailbreaks": "ROLE_PLAY lengthen wrap",
-    "judges": "ExampleJudge Judge KeywordJudge",
+    "judges.examples": "ExampleJudge",
+    "judges.keywords": "KeywordJudge",
+    "judges.verdicts": "Judge",
     "metrics": "GeneralizedShips RefusalShift Ships",
     "models.hooked": "HookedModel load_model random_copy",
     "ranking.merging": "merge_rankings merge_scores rank_layers",

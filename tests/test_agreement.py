@@ -151,7 +151,7 @@ def seven_billion(ablation="scaling_contribution", shape=(32, 32)):
 
 
 def test_the_overlay_shows_each_published_head_once_under_ones_own():
-    figure = plot_published_heads(seven_billion(), k=7)
+    figure = plot_published_heads(seven_billion(), published_heads(), k=7)
     published = published_heads()
     mine = published[
         (published["model"] == "Llama-2-7b-chat")
@@ -167,10 +167,10 @@ def test_the_overlay_shows_each_published_head_once_under_ones_own():
 
 
 def test_the_overlay_takes_the_dataset_and_the_model_that_are_asked_for():
-    vicuna = plot_published_heads(seven_billion(), model="Vicuna-7b-v1.5")
+    vicuna = plot_published_heads(seven_billion(), published_heads(), model="Vicuna-7b-v1.5")
     assert len(vicuna.layout.shapes) == 4
     one = plot_published_heads(
-        seven_billion("undifferentiated_attention"), dataset="jailbreakbench"
+        seven_billion("undifferentiated_attention"), published_heads(), dataset="jailbreakbench"
     )
     assert len(one.layout.shapes) == 11
     stated = next(trace for trace in one.data if "named in" in trace.name)
@@ -197,4 +197,9 @@ def test_the_overlay_takes_the_dataset_and_the_model_that_are_asked_for():
 )
 def test_an_overlay_on_another_model_is_refused(table, options, message):
     with pytest.raises(ValueError, match=message):
-        plot_published_heads(table, **options)
+        plot_published_heads(table, published_heads(), **options)
+
+
+def test_a_published_table_that_lacks_a_column_is_refused():
+    with pytest.raises(ValueError, match="lacks the columns off_by"):
+        plot_published_heads(seven_billion(), published_heads().drop(columns="off_by"))

@@ -110,8 +110,8 @@ def published_heads() -> "pandas.DataFrame":
     Columns: model, dataset, ablation, figure (panel), layer, head, label; off_by, the layers and heads by which the
     position may be wrong; certainty, `stated` (in words, in the paper or its code), `read twice` (the same position
     in two panels of the same data) or `read once`; markers, how many of the panel's ten (a reading may have
-    more: then one of them is wrong); bar_low and bar_high, the ends of the panel's colour bar, Generalized Ships [deg].
-    There are no scores: single colours could not be read.
+    more: then one of them is wrong); bar_low and bar_high, the ends of the panel's colour bar, Generalized Ships [deg];
+    n_layers and n_heads, the grid of the model. There are no scores: single colours could not be read.
 
     >>> table = published_heads()
     >>> table[table["certainty"] == "stated"]["label"].unique().tolist()
@@ -144,6 +144,8 @@ def published_heads() -> "pandas.DataFrame":
                     "markers": len(labels),
                     "bar_low": float(panel.bar[0]),
                     "bar_high": float(panel.bar[1]),
+                    "n_layers": N_LAYERS,
+                    "n_heads": N_HEADS,
                 }
             )
     return pandas.DataFrame(rows)

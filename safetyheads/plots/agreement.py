@@ -11,8 +11,18 @@ k          size of the top sets
 reason     why there are no numbers; empty where there are
 =========  =====================================================================
 
-`plot_published_heads` draws a table with the columns of `plot_head_scatter` over the readings of
-the paper's figures.
+`plot_published_heads` draws a table with the columns of `plot_head_scatter` over the heads that a
+paper's figures show, one row a marker, as `published_heads` makes it:
+
+==================  ============================================================
+model, dataset      whose heads, and on which prompts
+ablation            what was done to them
+layer, head, label  where the marker was read
+off_by              layers and heads by which it may be wrong
+certainty           `stated`, `read twice` or `read once`
+figure              the panel that shows it
+n_layers, n_heads   the grid of its model
+==================  ============================================================
 """
 
 # ruff: noqa: C408  (Plotly's documentation writes attributes as keyword arguments; so does this.)
@@ -20,14 +30,6 @@ the paper's figures.
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from safetyheads.evidence.published import (
-    LLAMA,
-    N_HEADS,
-    N_LAYERS,
-    SCALING,
-    UNDIFFERENTIATED,
-    published_heads,
-)
 from safetyheads.plots.heads import plot_head_scatter
 from safetyheads.plots.style import DARK, FONT, human
 
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
 
 COLUMNS = ("first", "second", "spearman", "jaccard", "k", "reason")
 """The columns that an agreement table must have."""
+PUBLISHED_COLUMNS = (
+    *("model", "dataset", "ablation", "layer", "head", "label", "off_by", "certainty", "figure"),
+    *("n_layers", "n_heads"),
+)
+"""The columns that a table of published heads must have."""
 CELL = 46
 """Width and height of a cell of the matrix, in pixels."""
 LINE = 21
@@ -177,72 +184,88 @@ def _label(name: str) -> str:
 
 def plot_published_heads(
     table: "pandas.DataFrame",
+    published: "pandas.DataFrame",
     *,
-    model: str = LLAMA,
+    model: str = "Llama-2-7b-chat",
     dataset: str | None = None,
     k: int = 10,
     **options: Any,
 ) -> "plotly.graph_objects.Figure":
-    """Scatter the k highest-ranked heads over the heads that the paper's figures show, a panel an ablation.
+    """Scatter the k highest-ranked heads over those that a paper's figures show, a panel an ablation.
 
-    A grey square covers every position that a published marker can have, given how well it could be
-    read. `published_heads` says where the positions come from and how sure they are.
+    A grey square covers every position that a published marker can have, given how well it could be read.
 
     Args:
-        table: all heads of a model of 32 layers and 32 heads, with the columns of `plot_head_scatter`.
-        model: whose published heads, `"Llama-2-7b-chat"` or `"Vicuna-7b-v1.5"`.
-        dataset: only those of the panels on `"jailbreakbench"` or `"malicious_instruct"`; by default both.
+        table: all heads of a model of the published one's shape, with the columns of `plot_head_scatter`.
+        published: the published heads, with the columns that the module documents, as `published_heads()` gives them.
+        model: whose published heads; a value of the published table's column.
+        dataset: only those of the panels on this dataset; by default all.
         k: how many heads of the table to draw in each panel and series.
         options: the further arguments of `plot_head_scatter`.
 
     Raises:
-        ValueError: the table is not of 32 layers and 32 heads, has no ablation that the paper has,
-            or nothing was published for the model and dataset; and what `plot_head_scatter` raises.
+        ValueError: a column is missing, the table is not of the published model's shape, has no ablation that was
+            published, or nothing was published for the model and dataset; and what `plot_head_scatter` raises.
     """
-    published = published_heads()
-    known = published[["model", "dataset"]].drop_duplicates()
-    published = published[published["model"] == model]
-    if dataset is not None:
-        published = published[published["dataset"] == dataset]
-    if published.empty:
-        pairs = [f"{m} on {d}" for m, d in known.itertuples(index=False)]
+    if missing := [name for name in PUBLISHED_COLUMNS if name not in published.columns]:
         raise ValueError(
-            f"nothing is published for {model} on {dataset or 'any dataset'}; there is {', '.join(pairs)}"
+            f"the published table lacks the columns {', '.join(missing)}; expected what published_heads() gives"
         )
-    ablations = [
-        ablation
-        for ablation in (UNDIFFERENTIATED, SCALING)
-        if ablation in set(table.get("ablation", ())) & set(published["ablation"])
-    ]
-    if not ablations:
-        raise ValueError(
-            f"the table has none of the ablations that the figures have, {UNDIFFERENTIATED} and {SCALING}; "
-            f"it has {', '.join(map(str, set(table.get('ablation', ())))) or 'no ablation column'}"
-        )
+    published = _published_for(published, model, dataset)
+    ablations = _shared_ablations(table, published)
     table = table[table["ablation"].isin(ablations)]
+    layers, heads = (int(published[name].iloc[0]) for name in ("n_layers", "n_heads"))
     shape = (int(table["layer"].max()) + 1, int(table["head"].max()) + 1)
-    if shape != (N_LAYERS, N_HEADS):
+    if shape != (layers, heads):
         raise ValueError(
             f"the table is of a model of {shape[0]} layers x {shape[1]} heads, and the published heads are of "
-            f"{model}, {N_LAYERS} layers x {N_HEADS} heads: heads of different models cannot be laid over each "
+            f"{model}, {layers} layers x {heads} heads: heads of different models cannot be laid over each "
             "other; score that model, with all its heads in the table"
         )
-    sizes = {"n_layers": N_LAYERS, "n_heads": N_HEADS}
-    figure = plot_head_scatter(
-        table, **{"panel": "ablation", "series": "dataset", "k": k, **sizes, **options}
-    )
+    given = {"panel": "ablation", "series": "dataset", "k": k, "n_layers": layers, "n_heads": heads}
+    figure = plot_head_scatter(table, **{**given, **options})
     mine = len(figure.data)
     for index, ablation in enumerate(ablations):
-        suffix = str(index + 1) if index else ""
-        rows = published[published["ablation"] == ablation]
-        _lay_under(figure, rows, suffix)
+        _lay_under(figure, published[published["ablation"] == ablation], _suffix(index))
     # Room for the legend above all heads, some of which are not in the table.
     lines = len(LOOKS) + len(figure.data[:mine]) // (2 * len(ablations))
     share = (LINE * lines + 30) / 420
-    figure.update_yaxes(range=[-0.8, (N_HEADS - 0.2) / (1 - share)])
+    figure.update_yaxes(range=[-0.8, (heads - 0.2) / (1 - share)])
     # Published heads first, so that one's own lie on top of them.
     figure.data = (*figure.data[mine:], *figure.data[:mine])
     return figure
+
+
+def _published_for(
+    published: "pandas.DataFrame", model: str, dataset: str | None
+) -> "pandas.DataFrame":
+    """The rows of a model, and of a dataset if one is named."""
+    rows = published[published["model"] == model]
+    if dataset is not None:
+        rows = rows[rows["dataset"] == dataset]
+    if rows.empty:
+        known = published[["model", "dataset"]].drop_duplicates().itertuples(index=False)
+        raise ValueError(
+            f"nothing is published for {model} on {dataset or 'any dataset'}; "
+            f"there is {', '.join(f'{m} on {d}' for m, d in known)}"
+        )
+    return rows
+
+
+def _shared_ablations(table: "pandas.DataFrame", published: "pandas.DataFrame") -> list[str]:
+    """The published ablations that the table has too, in the published order."""
+    theirs = published["ablation"].drop_duplicates().tolist()
+    mine = list(dict.fromkeys(table.get("ablation", ())))
+    if not (shared := [ablation for ablation in theirs if ablation in mine]):
+        raise ValueError(
+            f"the table has none of the ablations that the figures have, {', '.join(theirs)}; "
+            f"it has {', '.join(map(str, mine)) or 'no ablation column'}"
+        )
+    return shared
+
+
+def _suffix(index: int) -> str:
+    return str(index + 1) if index else ""
 
 
 def _lay_under(figure: Any, rows: "pandas.DataFrame", suffix: str) -> None:

@@ -1,0 +1,48 @@
+"""Which words does a text use, whatever its typography, and in which scripts?"""
+
+import re
+import unicodedata
+from collections import Counter
+
+_APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ`´′＇"), "'")
+_QUOTES = dict.fromkeys(map(ord, "“”„«»"), '"')
+
+
+def normalise(text: str) -> str:
+    """Lower case, one kind of apostrophe and quote, no emphasis marks, single spaces.
+
+    >>> normalise("**I’m**  sorry,\\n“but”")
+    'i\\'m sorry, "but"'
+    """
+    # Before NFKC, which makes a space and a combining mark of an acute accent.
+    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES | _QUOTES)).lower()
+    return " ".join(re.sub(r"[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}", "", text).split())
+
+
+_CJK = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "KATAKANA-HIRAGANA"}
+
+
+def scripts(text: str) -> set[str]:
+    """The writing systems with at least two letters in a text; those of East Asia count as one."""
+    names = Counter(unicodedata.name(c, "?").split()[0] for c in text if c.isalpha())
+    found = {name for name, count in names.items() if count >= 2}
+    return {"CJK" if name in _CJK else name for name in found}
+
+
+_COMMON = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        about after also been before being between could does doing down each every from give have here into
+        just know like make many more most much need only other over please really said same should some
+        such tell than that their them then there these they this those through under very want well were
+        what when where which while will with would your write explain describe create list short
+        """,
+    )
+)
+
+
+def topics(text: str) -> set[str]:
+    """The first five letters of the words that carry a subject."""
+    words = re.findall(r"[^\W\d_]{4,}", normalise(text))
+    return {word[:5] for word in words if word not in _COMMON}
