@@ -55,10 +55,12 @@ class ModelSource(NamedTuple):
     name_or_path: str
     device: str
     dtype: torch.dtype | None
+    tokenizer: Any = None
+    """The caller's own, where one was given."""
 
     def open(self) -> "HookedModel":
         """Open it."""
-        return load_model(self.name_or_path, device=self.device, dtype=self.dtype)
+        return load_model(self.name_or_path, self.tokenizer, device=self.device, dtype=self.dtype)
 
 
 class ZEdit(NamedTuple):
@@ -684,13 +686,13 @@ def load_model(
     if isinstance(x, tuple) and len(x) == 2:
         x, tokenizer = x
     if not hasattr(x, "forward"):
-        checkpoint = load_checkpoint(x, device=str(device), dtype=dtype)
+        checkpoint = load_checkpoint(x, tokenizer=tokenizer, device=str(device), dtype=dtype)
         bridge = _boot(checkpoint.model, checkpoint.name)
         provenance = {**checkpoint.provenance, "attention": "eager"}
         # Another process may stand in another folder.
         path = Path(x).expanduser()
         place = str(path.absolute()) if path.exists() and str(x) not in KNOWN_MODELS else str(x)
-        opened_from = ModelSource(place, str(device), dtype)
+        opened_from = ModelSource(place, str(device), dtype, tokenizer)
         return _opened(bridge, checkpoint.tokenizer, checkpoint.name, provenance, opened_from)
     is_bridge = type(x).__name__ == "TransformerBridge"
     if dtype is not None or str(device) != "cpu":
