@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     )
     from safetyheads.interventions.export import Export, export_ablated
     from safetyheads.interventions.layers import BypassLayers
-    from safetyheads.jailbreaks import ROLE_PLAY, lengthen, wrap
     from safetyheads.judges.examples import ExampleJudge
     from safetyheads.judges.keywords import KeywordJudge
     from safetyheads.judges.verdicts import Judge
@@ -86,7 +85,16 @@ if TYPE_CHECKING:
         fit_detector,
         score_detectors,
     )
-    from safetyheads.prompts import TEMPLATES, PromptSet, TokenBatch, load_prompts, tokenize
+    from safetyheads.prompts import (
+        ROLE_PLAY,
+        TEMPLATES,
+        PromptSet,
+        TokenBatch,
+        lengthen,
+        load_prompts,
+        tokenize,
+        wrap,
+    )
     from safetyheads.ranking.merging import merge_rankings, merge_scores, rank_layers
     from safetyheads.ranking.planning import Plan, plan
     from safetyheads.ranking.ranking import Ranking, rank, rank_safety_heads
@@ -219,7 +227,6 @@ _NAMES_OF_MODULE = {
     "interventions.ablations": "MeanAblation ResampleAblation ScalingContribution "
     "UndifferentiatedAttention ZeroAblation",
     "interventions.layers": "BypassLayers",
-    "jailbreaks": "ROLE_PLAY lengthen wrap",
     "judges.examples": "ExampleJudge",
     "judges.keywords": "KeywordJudge",
     "judges.verdicts": "Judge",
@@ -244,7 +251,7 @@ _NAMES_OF_MODULE = {
     "probes.groups": "GroupSearch HeadGroup score_groups search_heads",
     "probes.traces.capture": "JailbreakDetector Traces capture_traces fit_detector score_detectors",
     "probes.behaviour.utility": "Utility lm_eval_model measure_utility",
-    "prompts": "TEMPLATES PromptSet TokenBatch load_prompts tokenize",
+    "prompts": "ROLE_PLAY TEMPLATES PromptSet TokenBatch lengthen load_prompts tokenize wrap",
     "evidence.published": "published_heads",
     "ranking.ranking": "Ranking rank rank_safety_heads",
     "ranking.study": "Study",

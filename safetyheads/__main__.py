@@ -440,7 +440,6 @@ def maps(options: argparse.Namespace) -> None:
     """Load, capture, save and draw: the whole of `safetyheads maps`."""
     check_writable(options.out)
 
-    from safetyheads.jailbreaks import wrap
     from safetyheads.models.hooked import load_model
     from safetyheads.plots.attention import (
         plot_attention_divergence,
@@ -450,7 +449,7 @@ def maps(options: argparse.Namespace) -> None:
     from safetyheads.plots.writing import write_html
     from safetyheads.probes.attention.divergence import attention_divergence
     from safetyheads.probes.attention.maps import attention_maps, hidden_magnitudes
-    from safetyheads.prompts import load_prompts
+    from safetyheads.prompts import load_prompts, wrap
 
     benign, jailbreak = (
         load_prompts(options.benign or "builtin"),

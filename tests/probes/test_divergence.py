@@ -6,10 +6,10 @@ import random
 import pytest
 import torch
 
-from safetyheads.jailbreaks import wrap
 from safetyheads.models.hooked import load_model
 from safetyheads.probes.attention import divergence
 from safetyheads.probes.attention.divergence import attention_by_segment, attention_divergence
+from safetyheads.prompts import wrap
 from tests.probes.test_attention import stacked
 from tests.zoo import CONFIGS, random_model, sentence, tokenizer
 

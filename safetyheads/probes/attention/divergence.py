@@ -20,9 +20,8 @@ from torch import Tensor
 
 from safetyheads.activations.patterns import Side, checked_layers, each_pattern, two_sets
 from safetyheads.heads import Head
-from safetyheads.jailbreaks import Segment, find_segments, lengthen
 from safetyheads.models.hooked import HookedModel, load_model
-from safetyheads.prompts import PromptSet, TokenBatch, tokenize
+from safetyheads.prompts import PromptSet, Segment, TokenBatch, find_segments, lengthen, tokenize
 from safetyheads.stats import benjamini_hochberg
 
 if TYPE_CHECKING:

@@ -34,9 +34,8 @@ from safetyheads.activations.patterns import (
     tokenized,
     two_sets,
 )
-from safetyheads.jailbreaks import Segment, find_segments, typical_segments
 from safetyheads.models.hooked import HookedModel, load_model
-from safetyheads.prompts import TokenBatch
+from safetyheads.prompts import Segment, TokenBatch, find_segments, typical_segments
 from safetyheads.storage.files import writable_folder, write_whole
 
 if TYPE_CHECKING:
