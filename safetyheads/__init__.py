@@ -85,16 +85,10 @@ if TYPE_CHECKING:
         fit_detector,
         score_detectors,
     )
-    from safetyheads.prompts import (
-        ROLE_PLAY,
-        TEMPLATES,
-        PromptSet,
-        TokenBatch,
-        lengthen,
-        load_prompts,
-        tokenize,
-        wrap,
-    )
+    from safetyheads.prompts.dressing import ROLE_PLAY, lengthen, wrap
+    from safetyheads.prompts.loading import load_prompts
+    from safetyheads.prompts.sets import PromptSet
+    from safetyheads.prompts.tokens import TEMPLATES, TokenBatch, tokenize
     from safetyheads.ranking.merging import merge_rankings, merge_scores, rank_layers
     from safetyheads.ranking.planning import Plan, plan
     from safetyheads.ranking.ranking import Ranking, rank, rank_safety_heads
@@ -251,7 +245,10 @@ _NAMES_OF_MODULE = {
     "probes.groups": "GroupSearch HeadGroup score_groups search_heads",
     "probes.traces.capture": "JailbreakDetector Traces capture_traces fit_detector score_detectors",
     "probes.behaviour.utility": "Utility lm_eval_model measure_utility",
-    "prompts": "ROLE_PLAY TEMPLATES PromptSet TokenBatch lengthen load_prompts tokenize wrap",
+    "prompts.dressing": "ROLE_PLAY lengthen wrap",
+    "prompts.loading": "load_prompts",
+    "prompts.sets": "PromptSet",
+    "prompts.tokens": "TEMPLATES TokenBatch tokenize",
     "evidence.published": "published_heads",
     "ranking.ranking": "Ranking rank rank_safety_heads",
     "ranking.study": "Study",

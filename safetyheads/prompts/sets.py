@@ -78,6 +78,7 @@ class PromptSet:
         Where categories are known, the first of each is taken, then the second of each, up to n;
         pairs stay together and the order of the set is kept.
 
+        >>> from safetyheads import load_prompts
         >>> load_prompts("builtin").limit(20)
         PromptSet('builtin': 20 harmful, 20 harmless, paired, fingerprint ...)
         """

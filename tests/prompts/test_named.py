@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from safetyheads.prompts import DATASETS, load_prompts
+from safetyheads.prompts import DATASETS, load_prompts, named
 from tests.prompts.making import SHARED, write_rows
 
 needs_shared = pytest.mark.skipif(
