@@ -23,18 +23,16 @@ if TYPE_CHECKING:
         specificity,
     )
     from safetyheads.heads import Audit, Head, HeadScores
-    from safetyheads.interventions.ablating import (
-        AblateHead,
-        AblateHeads,
-        BypassLayers,
+    from safetyheads.interventions.ablating import AblateHead, AblateHeads, mean_z
+    from safetyheads.interventions.ablations import (
         MeanAblation,
         ResampleAblation,
         ScalingContribution,
         UndifferentiatedAttention,
         ZeroAblation,
-        mean_z,
     )
     from safetyheads.interventions.export import Export, export_ablated
+    from safetyheads.interventions.layers import BypassLayers
     from safetyheads.jailbreaks import ROLE_PLAY, lengthen, wrap
     from safetyheads.judges.examples import ExampleJudge
     from safetyheads.judges.keywords import KeywordJudge
@@ -217,8 +215,10 @@ _NAMES_OF_MODULE = {
     "interventions.export": "Export export_ablated",
     "validation.ground_truth": "check_methods",
     "heads": "Audit Head HeadScores",
-    "interventions.ablating": "AblateHead AblateHeads BypassLayers MeanAblation ResampleAblation "
-    "ScalingContribution UndifferentiatedAttention ZeroAblation mean_z",
+    "interventions.ablating": "AblateHead AblateHeads mean_z",
+    "interventions.ablations": "MeanAblation ResampleAblation ScalingContribution "
+    "UndifferentiatedAttention ZeroAblation",
+    "interventions.layers": "BypassLayers",
     "jailbreaks": "ROLE_PLAY lengthen wrap",
     "judges.examples": "ExampleJudge",
     "judges.keywords": "KeywordJudge",

@@ -7,12 +7,8 @@ import pytest
 import torch
 
 from safetyheads.heads import Head, HeadScores
-from safetyheads.interventions.ablating import (
-    AblateHead,
-    AblateHeads,
-    ScalingContribution,
-    UndifferentiatedAttention,
-)
+from safetyheads.interventions.ablating import AblateHead, AblateHeads
+from safetyheads.interventions.ablations import ScalingContribution, UndifferentiatedAttention
 from safetyheads.judges import VERDICTS
 from safetyheads.models.hooked import load_model
 from safetyheads.probes.behaviour.answers import (

@@ -4,7 +4,7 @@ import numpy
 import pytest
 import torch
 
-from safetyheads.interventions.ablating import BypassLayers
+from safetyheads.interventions.layers import BypassLayers
 from safetyheads.models.hooked import load_model
 from safetyheads.probes.traces import capture as module
 from safetyheads.probes.traces.capture import (

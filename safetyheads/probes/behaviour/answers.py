@@ -26,15 +26,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from safetyheads.heads import Head, HeadScores
-from safetyheads.interventions.ablating import (
-    BASELINE,
-    AblateHeads,
-    Ablation,
-    UndifferentiatedAttention,
-    all_active,
-    describe,
-    named_interventions,
-)
+from safetyheads.interventions.ablating import AblateHeads
+from safetyheads.interventions.ablations import Ablation, UndifferentiatedAttention, describe
+from safetyheads.interventions.named import BASELINE, all_active, named_interventions
 from safetyheads.judges import VERDICTS, ExampleJudge, Judge, KeywordJudge, judge_name, judged
 from safetyheads.metrics import RefusalShift, refusal_log_odds, refusal_tokens
 from safetyheads.models.hooked import HookedModel, load_model

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from safetyheads.interventions.ablating import BypassLayers
+from safetyheads.interventions.layers import BypassLayers
 from safetyheads.models.hooked import HookedModel, load_model
 from safetyheads.prompts import TokenBatch, tokenize
 from safetyheads.stats import wilson_interval
