@@ -25,6 +25,7 @@ import os
 import tempfile
 
 from safetyheads import (
+    Execution,
     GeneralizedShips,
     RefusalShift,
     ScalingContribution,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from safetyheads.engine.executors import Executor
-    from safetyheads.interventions.ablating import Ablation
+    from safetyheads.interventions.ablations import Ablation
     from safetyheads.metrics import Metric
     from safetyheads.ranking.ranking import Ranking
 
@@ -232,7 +232,7 @@ def check_writable(folder: Path) -> None:
 
 def make_ablations(options: argparse.Namespace) -> "list[Ablation]":
     """Build the chosen ablations, their own defaults where no option says otherwise."""
-    from safetyheads.interventions.ablating import (
+    from safetyheads.interventions.ablations import (
         Ablation,
         MeanAblation,
         ResampleAblation,

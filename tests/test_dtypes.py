@@ -5,7 +5,7 @@ import torch
 
 from safetyheads.engine import sweep
 from safetyheads.engine.execution import Execution
-from safetyheads.interventions.ablating import ScalingContribution, UndifferentiatedAttention
+from safetyheads.interventions.ablations import ScalingContribution, UndifferentiatedAttention
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
 from safetyheads.models.hooked import load_model
 from safetyheads.probes.single_heads import score_heads

@@ -7,15 +7,13 @@ import torch
 from transformers import DynamicCache
 
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import (
-    AblateHead,
-    AblateHeads,
+from safetyheads.interventions.ablating import AblateHead, AblateHeads, mean_z
+from safetyheads.interventions.ablations import (
     MeanAblation,
     ResampleAblation,
     ScalingContribution,
     UndifferentiatedAttention,
     ZeroAblation,
-    mean_z,
 )
 from safetyheads.models.hooked import load_model
 from safetyheads.models.replaying import SharedPrefix

@@ -15,7 +15,7 @@ import torch
 from safetyheads.engine.execution import Execution
 from safetyheads.engine.executors import process_map, ray_map
 from safetyheads.engine.shards import cut
-from safetyheads.interventions.ablating import (
+from safetyheads.interventions.ablations import (
     MeanAblation,
     ResampleAblation,
     ScalingContribution,

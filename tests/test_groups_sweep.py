@@ -10,9 +10,8 @@ from safetyheads.engine.measurement import measure
 from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
 from safetyheads.inputs import prepare
-from safetyheads.interventions.ablating import (
-    AblateHead,
-    AblateHeads,
+from safetyheads.interventions.ablating import AblateHead, AblateHeads
+from safetyheads.interventions.ablations import (
     MeanAblation,
     ResampleAblation,
     UndifferentiatedAttention,

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import (
-    AblateHead,
+from safetyheads.interventions.ablating import AblateHead
+from safetyheads.interventions.ablations import (
     Ablation,
     HeadActs,
     MeanAblation,

@@ -9,7 +9,8 @@ import torch
 from safetyheads.engine.execution import Execution
 from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import AblateHead, ZeroAblation
+from safetyheads.interventions.ablating import AblateHead
+from safetyheads.interventions.ablations import ZeroAblation
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
 from safetyheads.models.hooked import HookedModel, load_model
 from safetyheads.probes.single_heads import score_heads

@@ -7,7 +7,7 @@ import torch
 
 from safetyheads.engine.execution import Execution
 from safetyheads.heads import HeadScores
-from safetyheads.interventions.ablating import (
+from safetyheads.interventions.ablations import (
     ScalingContribution,
     UndifferentiatedAttention,
     ZeroAblation,

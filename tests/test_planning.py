@@ -8,7 +8,7 @@ import torch
 from safetyheads.__main__ import main
 from safetyheads.engine.execution import Execution
 from safetyheads.engine.sweep import _Chunk
-from safetyheads.interventions.ablating import UndifferentiatedAttention
+from safetyheads.interventions.ablations import UndifferentiatedAttention
 from safetyheads.models.hooked import load_model
 from safetyheads.prompts import PromptSet, tokenize
 from safetyheads.ranking import planning

@@ -12,7 +12,7 @@ from safetyheads.__main__ import format_table, parse_arguments
 from safetyheads.engine.execution import Execution
 from safetyheads.engine.sweep import TOKENS_A_PASS
 from safetyheads.heads import Audit, Head, HeadScores
-from safetyheads.interventions.ablating import (
+from safetyheads.interventions.ablations import (
     MeanAblation,
     ResampleAblation,
     ScalingContribution,

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from safetyheads.engine import sweep
 from safetyheads.engine.execution import Execution
 from safetyheads.heads import HeadScores
-from safetyheads.interventions.ablating import ScalingContribution, ZeroAblation
+from safetyheads.interventions.ablations import ScalingContribution, ZeroAblation
 from safetyheads.metrics import RefusalShift
 from safetyheads.models.hooked import load_model
 from safetyheads.probes.single_heads import score_heads

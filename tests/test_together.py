@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from safetyheads.engine.execution import Execution
-from safetyheads.interventions.ablating import ScalingContribution
+from safetyheads.interventions.ablations import ScalingContribution
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
 from safetyheads.models.hooked import load_model
 from safetyheads.probes.single_heads import score_heads, score_heads_together

@@ -7,9 +7,8 @@ from typing import Any
 from safetyheads.engine.execution import Execution
 from safetyheads.heads import Head
 from safetyheads.inputs import Inputs
-from safetyheads.interventions.ablating import (
-    AblateHead,
-    AblateHeads,
+from safetyheads.interventions.ablating import AblateHead, AblateHeads
+from safetyheads.interventions.ablations import (
     Ablation,
     UndifferentiatedAttention,
     as_ablation,

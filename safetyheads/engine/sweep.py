@@ -36,13 +36,8 @@ from torch import Tensor
 
 from safetyheads.engine.measurement import Measurement
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import (
-    AblateHead,
-    AblateHeads,
-    Ablation,
-    HeadActs,
-    ZeroAblation,
-)
+from safetyheads.interventions.ablating import AblateHead, AblateHeads
+from safetyheads.interventions.ablations import Ablation, HeadActs, ZeroAblation
 from safetyheads.metrics import LastToken, Metric, kl_divergence
 from safetyheads.models.hooked import AttentionActs, HookedModel, ZEdit
 from safetyheads.models.replaying import BlockCall, Packing, SharedPrefix, mask_of

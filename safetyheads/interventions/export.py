@@ -28,15 +28,14 @@ from torch import Tensor, nn
 
 from safetyheads.checkpoints import _quiet_transformers, load_checkpoint
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import (
-    AblateHeads,
+from safetyheads.interventions.ablating import AblateHeads, mean_z
+from safetyheads.interventions.ablations import (
     Ablation,
     MeanAblation,
     ScalingContribution,
     UndifferentiatedAttention,
     ZeroAblation,
     describe,
-    mean_z,
 )
 from safetyheads.models.hooked import HookedModel, load_model
 from safetyheads.prompts import PromptSet, load_prompts, tokenize

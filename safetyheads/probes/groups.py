@@ -27,7 +27,7 @@ from safetyheads.engine.run import run
 from safetyheads.engine.sweep import Variant
 from safetyheads.heads import Head, heads_like, parse_heads
 from safetyheads.inputs import Side, Source, prepare
-from safetyheads.interventions.ablating import Ablation
+from safetyheads.interventions.ablations import Ablation
 from safetyheads.metrics import Metric
 from safetyheads.storage.files import writable_folder, write_whole
 

@@ -22,7 +22,7 @@ from safetyheads.engine.run import run
 from safetyheads.engine.sweep import Swept
 from safetyheads.heads import Head, HeadScores
 from safetyheads.inputs import Inputs, Side, Source, prepare
-from safetyheads.interventions.ablating import Ablation, as_ablations
+from safetyheads.interventions.ablations import Ablation, as_ablations
 from safetyheads.metrics import LastToken, Metric, as_metric
 from safetyheads.progress import bar
 from safetyheads.screening.screened import (

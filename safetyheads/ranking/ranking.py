@@ -17,7 +17,7 @@ from safetyheads.engine.execution import HERE, Execution
 from safetyheads.evidence import specificity as evidence
 from safetyheads.evidence.specificity import NullBand, Specificity, null_band
 from safetyheads.heads import Head, HeadScores
-from safetyheads.interventions.ablating import Ablation
+from safetyheads.interventions.ablations import Ablation
 from safetyheads.metrics import Metric
 from safetyheads.models.hooked import random_copy
 from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter

@@ -11,7 +11,7 @@ from safetyheads.choices import unknown
 from safetyheads.engine.measurement import Measurement, measure
 from safetyheads.heads import parse_heads
 from safetyheads.inputs import prepare
-from safetyheads.interventions.ablating import (
+from safetyheads.interventions.ablations import (
     Ablation,
     ScalingContribution,
     UndifferentiatedAttention,

@@ -32,7 +32,8 @@ from torch import Tensor
 
 from safetyheads.engine.sweep import _Chunk, _in_order, _Reference, layout
 from safetyheads.heads import Audit, Head, parse_heads
-from safetyheads.interventions.ablating import AblateHead, Ablation
+from safetyheads.interventions.ablating import AblateHead
+from safetyheads.interventions.ablations import Ablation
 from safetyheads.metrics import GeneralizedShips, LastToken, Metric, Ships
 from safetyheads.models.hooked import HookedModel
 from safetyheads.prompts import TokenBatch

@@ -27,7 +27,7 @@ from safetyheads.engine.execution import HERE, Execution
 from safetyheads.evidence.agreement import agreement_table
 from safetyheads.heads import Head, HeadScores
 from safetyheads.inputs import Side, texts_of
-from safetyheads.interventions.ablating import Ablation, UndifferentiatedAttention
+from safetyheads.interventions.ablations import Ablation, UndifferentiatedAttention
 from safetyheads.metrics import GeneralizedShips
 from safetyheads.models.hooked import HookedModel, load_model
 from safetyheads.probes.single_heads import score_heads_together

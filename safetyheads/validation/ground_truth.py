@@ -14,7 +14,7 @@ from safetyheads.engine.execution import Execution
 from safetyheads.evidence.specificity import specificity
 from safetyheads.heads import Head, HeadScores
 from safetyheads.inputs import Side
-from safetyheads.interventions.ablating import (
+from safetyheads.interventions.ablations import (
     Ablation,
     MeanAblation,
     ResampleAblation,

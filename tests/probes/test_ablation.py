@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from safetyheads.engine.execution import Execution
-from safetyheads.interventions.ablating import (
+from safetyheads.interventions.ablations import (
     MeanAblation,
     ResampleAblation,
     ScalingContribution,

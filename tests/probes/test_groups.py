@@ -10,7 +10,7 @@ import torch
 from safetyheads.__main__ import main
 from safetyheads.engine.execution import Execution
 from safetyheads.heads import Head, heads_like
-from safetyheads.interventions.ablating import (
+from safetyheads.interventions.ablations import (
     ScalingContribution,
     UndifferentiatedAttention,
     ZeroAblation,

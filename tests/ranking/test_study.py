@@ -8,7 +8,7 @@ import torch
 
 from safetyheads.engine.execution import Execution
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import (
+from safetyheads.interventions.ablations import (
     ResampleAblation,
     ScalingContribution,
     UndifferentiatedAttention,

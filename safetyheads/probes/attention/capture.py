@@ -16,7 +16,7 @@ from torch import Tensor
 from safetyheads.activations.patterns import checked_heads, checked_layers, each_pattern
 from safetyheads.inputs import Inputs, Side, Source, describe_tokenizer, prepare
 from safetyheads.jailbreaks import Segment, find_segments, typical_segments
-from safetyheads.probes.attention.grid import PUBLISHED, Grid
+from safetyheads.probes.attention.grid import PUBLISHED, Grid, as_grid
 
 UNBOUNDED = 2**31
 """No prompt is too long: what is read of it is cut to the grid."""
@@ -81,6 +81,7 @@ def capture_attention(
     Raises ValueError for layers or heads that the model does not have, a layer without attention, no prompts, prompts
     that exceed the model's context, or a TokenBatch of another tokenizer.
     """
+    grid = as_grid(grid)
     inputs = prepare(
         model, prompts, side=side or "harmful", template=template, max_length=UNBOUNDED
     )

@@ -34,7 +34,7 @@ class Grid:
     """What to do if fewer than `min_prompts` prompts fill the grid: "error", or "blank", which leaves it so."""
 
     def __post_init__(self) -> None:
-        if self.log not in FLOORS:
+        if not isinstance(self.log, str | int) or self.log not in FLOORS:
             raise ValueError(f'log is {self.log!r}; the base of the logarithm is "e" or 10')
         if self.order not in ORDERS:
             raise ValueError(f'order is {self.order!r}; it must be "log_of_mean" or "mean_of_log"')
@@ -48,9 +48,9 @@ class Grid:
             raise ValueError(
                 f"length is {self.length!r}; a map needs at least 2 tokens on its axes, in whole numbers"
             )
-        if not 0 < self.least < 1:
+        if not (isinstance(self.least, int | float) and 0 < self.least < 1):
             raise ValueError(
-                f"floor is {self.floor}; it is an attention weight above 0 and below 1"
+                f"floor is {self.floor!r}; it is an attention weight above 0 and below 1"
             )
 
     @property
@@ -66,3 +66,11 @@ class Grid:
 
 PUBLISHED = Grid()
 """512 tokens, as in the published figure."""
+
+
+def as_grid(value: Grid) -> Grid:
+    """A grid; ValueError for anything else."""
+    if isinstance(value, Grid):
+        return value
+    hint = f"Grid(length={value})" if isinstance(value, int) else "Grid(length=512)"
+    raise ValueError(f"grid is {value!r}; give {hint}")

@@ -11,7 +11,7 @@ from safetyheads.activations.patterns import passes
 from safetyheads.inputs import Inputs, Source, prepare_both
 from safetyheads.jailbreaks import Segment
 from safetyheads.probes.attention.capture import segments_of
-from safetyheads.probes.attention.grid import PUBLISHED, Grid
+from safetyheads.probes.attention.grid import PUBLISHED, Grid, as_grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +48,7 @@ def hidden_magnitudes(
     `attention_maps`; of `grid` the length, the logarithm and `min_prompts` count, and positions that too few prompts
     reach are blank.
     """
+    grid = as_grid(grid)
     plain, attack = prepare_both(model, benign, jailbreak, template=template, names=names)
     means = [_magnitudes(inputs, grid, progress) for inputs in (plain, attack)]
     return HiddenMagnitudes(

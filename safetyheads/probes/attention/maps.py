@@ -8,6 +8,7 @@ natural logarithm, floored at e^-10; difference = jailbreak - benign.
 `attention_maps` makes the three maps of one layer; `compare_captures` makes them from two captures at hand.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from safetyheads.inputs import Inputs, Source, prepare_both
 from safetyheads.jailbreaks import Segment
 from safetyheads.models.hooked import load_model
 from safetyheads.probes.attention.capture import Asked, AttentionCapture, captured
-from safetyheads.probes.attention.grid import PUBLISHED, Grid
+from safetyheads.probes.attention.grid import PUBLISHED, Grid, as_grid
+from safetyheads.storage.files import writable_folder, write_whole
 
 if TYPE_CHECKING:
     import pandas
@@ -135,6 +137,7 @@ def attention_maps(
     Raises ValueError for no prompts or a single one, prompts shorter than the grid (unless `short` is "blank"), a layer
     or head that the model does not have, a layer without attention, or sets of another tokenizer or of two templates.
     """
+    grid = as_grid(grid)
     model = load_model(model)
     asked = Asked(checked_layers(model, layer), checked_heads(model, heads))
     plain, attack = prepare_both(model, benign, jailbreak, template=template, names=names)
@@ -216,7 +219,7 @@ def compare_captures(
             else capture.mean_log[row, at]
         )
         logs.append((values / scale).masked_fill(counts[-1] < min_prompts, torch.nan))
-    all_heads = len(benign.heads) == benign.provenance["model_heads"]
+    all_heads = len(benign.heads) == benign.provenance["model"]["n_heads"]
     return AttentionMaps(
         benign=logs[0],
         jailbreak=logs[1],

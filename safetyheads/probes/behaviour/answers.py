@@ -19,11 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetyheads.inputs import SIDES, Inputs, Side, prepare
-from safetyheads.interventions.ablating import all_active, named_interventions
+from safetyheads.interventions.named import all_active, named_interventions
 from safetyheads.judges import VERDICTS, ExampleJudge, Judge, KeywordJudge, judge_name, judged
 from safetyheads.metrics import RefusalShift, refusal_tokens
 from safetyheads.models.hooked import HookedModel, load_model
-from safetyheads.probes.behaviour.generation import GREEDY, Decoding, Generated, generate
+from safetyheads.probes.behaviour.generation import (
+    GREEDY,
+    Decoding,
+    Generated,
+    as_decoding,
+    generate,
+)
 from safetyheads.progress import bar
 from safetyheads.prompts import PromptSet, load_prompts
 from safetyheads.stats import cohen_kappa, wilson_interval
@@ -183,7 +189,7 @@ def measure_behaviour(
     interventions: Mapping[str, Any] | None = None,
     *,
     judge: Any = None,
-    sides: Sequence[Side] = ("harmful", "harmless"),
+    sides: Sequence[Side] | Side = ("harmful", "harmless"),
     template: str | None = None,
     decoding: Decoding = GREEDY,
     rows: int = 32,
@@ -206,7 +212,8 @@ def measure_behaviour(
     named = named_interventions(interventions)
     judges = _judges(judge)
     model, prompts = load_model(model), load_prompts(prompts)
-    asked = _asked(model, prompts, sides, template, decoding)
+    sides = [sides] if isinstance(sides, str) else sides
+    asked = _asked(model, prompts, sides, template, as_decoding(decoding))
     answers: list[Answer] = []
     total = len(named) * sum(len(inputs.texts) for inputs in asked.values())
     with bar(total, f"answers, {prompts.name}", "answer", progress) as shown:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from safetyheads.heads import Head, HeadScores, heads_like, parse_heads
-from safetyheads.interventions.ablating import (
-    BASELINE,
-    AblateHeads,
+from safetyheads.interventions.ablating import AblateHeads
+from safetyheads.interventions.ablations import (
     Ablation,
     UndifferentiatedAttention,
     as_ablation,
     describe,
 )
+from safetyheads.interventions.named import BASELINE
 from safetyheads.judges.verdicts import VERDICTS
 from safetyheads.models.hooked import load_model
 from safetyheads.probes.behaviour.answers import Behaviour, measure_behaviour

@@ -71,6 +71,14 @@ GREEDY = Decoding()
 """The most likely token at every step, 32 of them."""
 
 
+def as_decoding(value: Decoding) -> Decoding:
+    """A decoding; ValueError for anything else."""
+    if isinstance(value, Decoding):
+        return value
+    hint = f"Decoding({value})" if isinstance(value, int) else "Decoding(max_new_tokens=32)"
+    raise ValueError(f"decoding is {value!r}; give {hint}")
+
+
 class Generated(NamedTuple):
     """The answers to a batch of prompts, in its order."""
 

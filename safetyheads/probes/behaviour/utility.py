@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from safetyheads.interventions.ablating import all_active, named_interventions
+from safetyheads.interventions.named import all_active, named_interventions
 from safetyheads.models.hooked import HookedModel, load_model
 from safetyheads.progress import bar
 from safetyheads.prompts import tokenize

@@ -2,8 +2,8 @@
 
 The CP decomposition of "Jailbreaking Leaves a Trace" (arXiv:2602.11495): X ~ sum_r c_r o a_r o b_r over prompt,
 position and width. The factors a and b are fitted on some prompts, and every prompt, seen or new, gets its row of C by
-the same least squares with the Khatri-Rao product of a and b (`project`). The rank, which the paper does not give, is an
-argument.
+the same least squares with the Khatri-Rao product of a and b (`project`). The rank, which the paper does not give, is
+an argument.
 """
 
 import warnings

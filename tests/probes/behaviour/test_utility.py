@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import AblateHeads, UndifferentiatedAttention
+from safetyheads.interventions.ablating import AblateHeads
+from safetyheads.interventions.ablations import UndifferentiatedAttention
 from safetyheads.models.hooked import load_model
 from safetyheads.probes.behaviour.utility import (
     Question,
