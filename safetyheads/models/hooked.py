@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from safetyheads.checkpoints import KNOWN_MODELS, load_checkpoint
+from safetyheads.models.checkpoints import KNOWN_MODELS, load_checkpoint
 from safetyheads.models.replaying import (
     BlockCall,
     Packing,
