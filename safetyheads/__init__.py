@@ -50,26 +50,15 @@ if TYPE_CHECKING:
     from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
     from safetyheads.plots.traces import plot_detection
     from safetyheads.plots.writing import write_html, write_image
-    from safetyheads.probes.attention.divergence import (
-        AttentionDivergence,
-        attention_by_segment,
-        attention_divergence,
-    )
-    from safetyheads.probes.attention.maps import (
-        AttentionCapture,
-        AttentionMaps,
-        HiddenMagnitudes,
-        attention_maps,
-        capture_attention,
-        compare_captures,
-        hidden_magnitudes,
-    )
-    from safetyheads.probes.behaviour.answers import (
-        Behaviour,
-        RefusalCurve,
-        measure_behaviour,
-        refusal_under_ablation,
-    )
+    from safetyheads.probes.attention.capture import AttentionCapture, capture_attention
+    from safetyheads.probes.attention.divergence import AttentionDivergence, attention_divergence
+    from safetyheads.probes.attention.grid import Grid
+    from safetyheads.probes.attention.hidden import HiddenMagnitudes, hidden_magnitudes
+    from safetyheads.probes.attention.maps import AttentionMaps, attention_maps, compare_captures
+    from safetyheads.probes.attention.shares import attention_by_segment
+    from safetyheads.probes.behaviour.answers import Behaviour, measure_behaviour
+    from safetyheads.probes.behaviour.curves import RefusalCurve, refusal_under_ablation
+    from safetyheads.probes.behaviour.generation import Decoding
     from safetyheads.probes.behaviour.utility import Utility, lm_eval_model, measure_utility
     from safetyheads.probes.groups import GroupSearch, HeadGroup, score_groups, search_heads
     from safetyheads.probes.single_heads import (
@@ -78,10 +67,9 @@ if TYPE_CHECKING:
         score_layers,
         screen_heads,
     )
-    from safetyheads.probes.traces.capture import (
+    from safetyheads.probes.traces.capture import Traces, capture_traces
+    from safetyheads.probes.traces.detectors import (
         JailbreakDetector,
-        Traces,
-        capture_traces,
         fit_detector,
         score_detectors,
     )
@@ -114,11 +102,13 @@ __all__ = [
     "Behaviour",
     "BypassLayers",
     "Comparison",
+    "Decoding",
     "Definition",
     "ExampleJudge",
     "Execution",
     "Export",
     "GeneralizedShips",
+    "Grid",
     "GroupSearch",
     "Head",
     "HeadGroup",
@@ -238,12 +228,18 @@ _NAMES_OF_MODULE = {
     "plots.heads": "plot_head_heatmap plot_head_scatter",
     "plots.traces": "plot_detection",
     "probes.single_heads": "score_heads score_heads_together score_layers screen_heads",
-    "probes.attention.maps": "AttentionCapture AttentionMaps HiddenMagnitudes attention_maps "
-    "capture_attention compare_captures hidden_magnitudes",
-    "probes.behaviour.answers": "Behaviour RefusalCurve measure_behaviour refusal_under_ablation",
-    "probes.attention.divergence": "AttentionDivergence attention_by_segment attention_divergence",
+    "probes.attention.capture": "AttentionCapture capture_attention",
+    "probes.attention.divergence": "AttentionDivergence attention_divergence",
+    "probes.attention.grid": "Grid",
+    "probes.attention.hidden": "HiddenMagnitudes hidden_magnitudes",
+    "probes.attention.maps": "AttentionMaps attention_maps compare_captures",
+    "probes.attention.shares": "attention_by_segment",
+    "probes.behaviour.answers": "Behaviour measure_behaviour",
+    "probes.behaviour.curves": "RefusalCurve refusal_under_ablation",
+    "probes.behaviour.generation": "Decoding",
     "probes.groups": "GroupSearch HeadGroup score_groups search_heads",
-    "probes.traces.capture": "JailbreakDetector Traces capture_traces fit_detector score_detectors",
+    "probes.traces.capture": "Traces capture_traces",
+    "probes.traces.detectors": "JailbreakDetector fit_detector score_detectors",
     "probes.behaviour.utility": "Utility lm_eval_model measure_utility",
     "prompts.dressing": "ROLE_PLAY lengthen wrap",
     "prompts.loading": "load_prompts",
