@@ -19,7 +19,7 @@ from safetyheads.evidence.specificity import (
 )
 from safetyheads.heads import HeadScores
 from safetyheads.metrics import GeneralizedShips
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import PromptSet
 from tests.test_stats import normal, worst_gap_to_uniform
