@@ -46,7 +46,7 @@ def main() -> None:
         model = load_model(options.model, dtype=dtype, device=options.device)
         for ablation in ABLATIONS:
             start = time.perf_counter()
-            scores = score_heads(model, prompts, ablation=ablation, progress=False)
+            scores = score_heads(model, prompts, ablation=ablation, execution=QUIET)
             seconds = time.perf_counter() - start
             reference = exact.setdefault(ablation.name, scores)
             difference = (scores.values - reference.values).abs()

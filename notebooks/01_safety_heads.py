@@ -25,6 +25,7 @@ import os
 import tempfile
 
 from safetyheads import (
+    Execution,
     GeneralizedShips,
     RefusalShift,
     ScalingContribution,
@@ -82,13 +83,19 @@ print("harmless:", prompts.harmless[0])
 STORE = tempfile.mkdtemp()
 
 undifferentiated = score_heads(
-    model, prompts, ablation=UndifferentiatedAttention(), metric=Ships(), store=STORE
+    model,
+    prompts,
+    ablation=UndifferentiatedAttention(),
+    metric=Ships(),
+    execution=Execution(store=STORE),
 )
 print(undifferentiated.values.shape, undifferentiated.per_prompt.shape, undifferentiated.unit)
 undifferentiated.top(10)
 
 # %%
-scaling = score_heads(model, prompts, ablation=ScalingContribution(), metric=Ships(), store=STORE)
+scaling = score_heads(
+    model, prompts, ablation=ScalingContribution(), metric=Ships(), execution=Execution(store=STORE)
+)
 scaling.top(10)
 
 # %% [markdown]
@@ -98,7 +105,7 @@ scaling.top(10)
 # cross scaling contribution; where a head is in both rankings, the cross lies on the circle.
 
 # %%
-ranking = rank_safety_heads(model, prompts, metric=Ships(), store=STORE)
+ranking = rank_safety_heads(model, prompts, metric=Ships(), execution=Execution(store=STORE))
 ranking.top(5)
 
 # %%

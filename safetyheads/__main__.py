@@ -6,8 +6,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetyheads import __version__
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from safetyheads.engine.executors import Executor
-    from safetyheads.interventions.ablating import Ablation
+    from safetyheads.interventions.ablations import Ablation
     from safetyheads.metrics import Metric
     from safetyheads.ranking.ranking import Ranking
 
@@ -231,7 +232,7 @@ def check_writable(folder: Path) -> None:
 
 def make_ablations(options: argparse.Namespace) -> "list[Ablation]":
     """Build the chosen ablations, their own defaults where no option says otherwise."""
-    from safetyheads.interventions.ablating import (
+    from safetyheads.interventions.ablations import (
         Ablation,
         MeanAblation,
         ResampleAblation,
@@ -309,12 +310,14 @@ def rank(options: argparse.Namespace) -> None:
     """Load, score, save and print: the whole of `safetyheads rank`."""
     check_writable(options.out)
 
+    from safetyheads.engine.execution import Execution
     from safetyheads.models.hooked import load_model
     from safetyheads.prompts import load_prompts
-    from safetyheads.ranking.ranking import rank_safety_heads
+    from safetyheads.ranking.ranking import rank as rank_study
+    from safetyheads.ranking.study import Study
 
     ablations, metric = make_ablations(options), make_metric(options)
-    executor = make_executor(options)
+    execution = Execution(rows=options.batch, executor=make_executor(options))
     prompts = load_prompts(options.prompts, column=options.column, path=options.prompts_path)
     dtype = None
     if options.dtype:
@@ -324,32 +327,29 @@ def rank(options: argparse.Namespace) -> None:
     if sys.stderr.isatty():
         print(f"Opening {options.model} ...", file=sys.stderr)
     model = load_model(options.model, device=options.device, dtype=dtype)
-    chosen: dict[str, Any] = {
-        "ablations": ablations,
-        "metric": metric,
-        "top_k": options.top,
-        "template": options.template,
-        "limit": options.limit,
-        **({"rows": options.batch} if options.batch else {}),
-        **({"executor": executor} if executor else {}),
-    }
+    study = Study(
+        model,
+        prompts,
+        ablations=ablations,
+        metric=metric,
+        template=options.template,
+        limit=options.limit,
+        method=options.method,
+        top_k=options.top,
+    )
     if options.plan:
         from safetyheads.ranking.planning import plan
 
-        names = ("ablations", "metric", "template", "limit", "rows")
-        known = {name: chosen[name] for name in names if name in chosen}
-        print(plan(model, prompts, method=options.method, **known))
+        print(plan(study, execution))
         return
     if options.layers:
         from safetyheads.ranking.merging import rank_layers
 
-        folder = rank_layers(model, prompts, options.layers, options.out, **chosen)
+        folder = rank_layers(study, options.layers, options.out, execution)
         print(f"A part of a ranking, readings of layers {options.layers}: {folder.absolute()}")
         print("It has no scores yet; join all parts: safetyheads merge FOLDER ... --out RESULT")
         return
-    ranking = rank_safety_heads(
-        model, prompts, store=options.out / UNFINISHED, method=options.method, **chosen
-    )
+    ranking = rank_study(study, replace(execution, store=options.out / UNFINISHED))
     report(ranking, options.top, options.out, control=options.model == SMALL_MODEL)
     shutil.rmtree(options.out / UNFINISHED, ignore_errors=True)
 
@@ -396,9 +396,10 @@ def search(options: argparse.Namespace) -> None:
 
     import torch
 
+    from safetyheads.engine.execution import Execution
     from safetyheads.models.hooked import load_model
     from safetyheads.plots.writing import write_html
-    from safetyheads.probes.groups import search_heads
+    from safetyheads.probes.groups import GroupSearch, search_heads
     from safetyheads.prompts import load_prompts
 
     prompts = load_prompts(options.prompts, column=options.column, path=options.prompts_path)
@@ -406,14 +407,11 @@ def search(options: argparse.Namespace) -> None:
     group = search_heads(
         load_model(options.model, device=options.device, dtype=dtype),
         prompts.limit(options.limit) if options.limit else prompts,
-        steps=options.steps,
+        GroupSearch(steps=options.steps, samples=options.samples, seed=options.seed or 0),
         ablation=make_ablations(options)[0],
         metric=make_metric(options),
         template=options.template,
-        samples=options.samples,
-        seed=options.seed or 0,
-        rows=options.batch,
-        store=options.out / UNFINISHED,
+        execution=Execution(rows=options.batch, store=options.out / UNFINISHED),
     )
     group.save(options.out)
     columns = [
@@ -442,7 +440,6 @@ def maps(options: argparse.Namespace) -> None:
     """Load, capture, save and draw: the whole of `safetyheads maps`."""
     check_writable(options.out)
 
-    from safetyheads.jailbreaks import wrap
     from safetyheads.models.hooked import load_model
     from safetyheads.plots.attention import (
         plot_attention_divergence,
@@ -451,8 +448,10 @@ def maps(options: argparse.Namespace) -> None:
     )
     from safetyheads.plots.writing import write_html
     from safetyheads.probes.attention.divergence import attention_divergence
-    from safetyheads.probes.attention.maps import attention_maps, hidden_magnitudes
-    from safetyheads.prompts import load_prompts
+    from safetyheads.probes.attention.grid import Grid
+    from safetyheads.probes.attention.hidden import hidden_magnitudes
+    from safetyheads.probes.attention.maps import attention_maps
+    from safetyheads.prompts import load_prompts, wrap
 
     benign, jailbreak = (
         load_prompts(options.benign or "builtin"),
@@ -471,20 +470,17 @@ def maps(options: argparse.Namespace) -> None:
         dtype = getattr(torch, options.dtype)
     names = list(dict.fromkeys(options.model))
     models = {n: load_model(n, device=options.device, dtype=dtype) for n in names}
+    grid = Grid(
+        length=options.length,
+        log=options.log if options.log == "e" else int(options.log),
+        floor=options.floor,
+        order=options.order,
+        min_prompts=options.min_prompts,
+        short="blank",
+    )
     drawn = []
     for name, layer in zip(options.model, options.layer, strict=True):
-        found = attention_maps(
-            models[name],
-            *sets,
-            layer,
-            length=options.length,
-            log=options.log if options.log == "e" else int(options.log),
-            floor=options.floor,
-            order=options.order,
-            min_prompts=options.min_prompts,
-            short="blank",
-            template=options.template,
-        )
+        found = attention_maps(models[name], *sets, layer, grid=grid, template=options.template)
         folder = found.save(options.out / f"{Path(found.model).name}-layer{layer}")
         both = int(found.mask.any(1).sum())
         print(f"{found.model}, layer {layer}: {folder.absolute()}")
@@ -492,8 +488,10 @@ def maps(options: argparse.Namespace) -> None:
         drawn.append(found)
     figures = {"maps": plot_attention_maps(drawn)}
     if options.hidden:
-        shared = {"length": options.length, "template": options.template}
-        magnitudes = [hidden_magnitudes(model, *sets, **shared) for model in models.values()]
+        magnitudes = [
+            hidden_magnitudes(model, *sets, grid=grid, template=options.template)
+            for model in models.values()
+        ]
         figures["hidden"] = plot_hidden_magnitudes(magnitudes)
     if options.divergence:
         for model in models.values():

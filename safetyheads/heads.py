@@ -7,6 +7,7 @@ ranking and the files that other programs read.
 import hashlib
 import json
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -55,6 +56,41 @@ class Head(NamedTuple):
         raise ValueError(
             f"{text!r} does not name a head; write L3H7, 3-7 or (3, 7): layer first, both from 0"
         )
+
+
+def parse_heads(heads: Any) -> tuple[Head, ...]:
+    """Heads or their names, in order; one alone stands for a list of one.
+
+    >>> parse_heads(["L3H7", (5, 1)]) == (Head(3, 7), Head(5, 1)), parse_heads("L3H7")
+    (True, (Head(layer=3, head=7),))
+
+    Raises ValueError for what names no head.
+    """
+    if isinstance(heads, str | Head):
+        heads = [heads]
+    try:
+        return tuple(h if isinstance(h, Head) else Head.parse(h) for h in heads)
+    except TypeError:
+        raise ValueError(
+            f"heads is {heads!r}; give heads or their names in a list, such as ['L3H7', 'L5H1']"
+        ) from None
+
+
+def heads_like(heads: Sequence[Head], n_heads: int, seed: int) -> Iterator[tuple[Head, ...]]:
+    """Draws without end of random heads of the same layers, one for each, none twice in a draw; the heads themselves
+    come only where a layer has too few others.
+
+    `n_heads` is how many heads a layer has.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers = sorted({head.layer for head in heads})
+    while True:
+        queues = {}
+        for layer in layers:
+            order = torch.randperm(n_heads, generator=generator).tolist()
+            drawn = [Head(layer, n) for n in order]
+            queues[layer] = iter(sorted(drawn, key=lambda head: head in heads))
+        yield tuple(next(queues[head.layer]) for head in heads)
 
 
 @dataclass(frozen=True)

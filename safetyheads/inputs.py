@@ -106,8 +106,8 @@ def prepare_both(
 ) -> tuple[Inputs, Inputs]:
     """Two sets to be compared, or an error that says which of `names` cannot be.
 
-    Of a set with both sides, `first` is the harmless one and `second` the harmful one. Their length is not bounded: what
-    compares them cuts them.
+    Of a set with both sides, `first` is the harmless one and `second` the harmful one. Their length is not bounded:
+    what compares them cuts them.
 
     Raises ValueError for a set of fewer than two prompts, or two templates.
     """

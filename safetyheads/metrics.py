@@ -5,7 +5,7 @@ refusal log-odds) or, over a whole dataset, the subspace that the final states s
 float32 or better, whatever the dtype of the weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from safetyheads.choices import described, not_a_class, unknown
 
 
 @dataclass(frozen=True)
@@ -331,3 +333,28 @@ def feature0_angle(
 
 
 _SUBSPACES = {"left": left_angle, "right": right_angle, "feature0": feature0_angle}
+
+METRICS: dict[str, Callable[[], Metric]] = {
+    "ships": Ships,
+    "refusal_shift": RefusalShift,
+    "generalized_ships": GeneralizedShips,
+}
+"""The metrics that a name stands for, with their defaults."""
+
+
+def as_metric(value: "Metric | str | Mapping[str, Any]") -> Metric:
+    """A metric, the one of a name, or the one that a manifest describes.
+
+    >>> as_metric("ships"), as_metric({"name": "generalized_ships", "space": "right"}).name
+    (Ships(), 'generalized_ships (right, rank 1)')
+
+    Raises ValueError for a name that is none, with near ones, a class, or anything else.
+    """
+    not_a_class("metric", value)
+    if isinstance(value, Mapping):
+        return described("metric", value, METRICS)
+    if isinstance(value, Metric):
+        return value
+    if isinstance(value, str) and value in METRICS:
+        return METRICS[value]()
+    raise unknown("metric", value, METRICS, "Ships()")

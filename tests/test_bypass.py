@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from safetyheads.interventions.ablating import BypassLayers
+from safetyheads.interventions.layers import BypassLayers
 from safetyheads.models.hooked import load_model
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 

@@ -12,8 +12,9 @@ from typing import Any
 import pandas
 import pytest
 
-import safetyheads.interventions.ablating  # noqa: F401  (it needs the true model module, which is faked below)
+import safetyheads.ranking.study  # noqa: F401  (it needs the true model module, which is faked below)
 from safetyheads.__main__ import DEMO_LIMIT, DEMO_MODEL, SMALL_MODEL, format_table, main
+from safetyheads.screening.screened import Screened
 
 
 @dataclass
@@ -52,6 +53,12 @@ class Calls:
     save_error: BaseException | None = None
 
 
+def asked(study, execution):
+    """The fields of a study and how it is to run."""
+    fields = {**vars(study), **vars(execution)}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
     calls = Calls()
@@ -64,17 +71,17 @@ def calls(monkeypatch, tmp_path):
         calls.load_prompts = {"x": x, "column": column, "path": path}
         return "the prompts"
 
-    def rank_safety_heads(model, dataset, **options):
-        calls.rank = {"model": model, "dataset": dataset, **options}
+    def rank(study, execution):
+        calls.rank = asked(study, execution)
         if calls.error:
             raise calls.error
-        options["store"].mkdir(parents=True)
-        return FakeRanking(tuple(type(a).__name__ for a in options["ablations"]), calls.save_error)
+        execution.store.mkdir(parents=True)
+        return FakeRanking(tuple(type(a).__name__ for a in study.ablations), calls.save_error)
 
     for name, function in {
         "models.hooked": load_model,
         "prompts": load_prompts,
-        "ranking.ranking": rank_safety_heads,
+        "ranking.ranking": rank,
     }.items():
         module = ModuleType(f"safetyheads.{name}")
         setattr(module, function.__name__, function)
@@ -106,7 +113,7 @@ def test_rank_passes_on_what_was_typed(calls, capsys):
         "limit": 5,
         "rows": 7,
         "store": Path("a/b/unfinished"),
-        "method": "exact",
+        "null": "labels",
     }
     assert not Path("a/b/unfinished").exists()
     printed = capsys.readouterr().out
@@ -137,7 +144,7 @@ def test_the_demo_screens_a_model_that_refuses_on_the_builtin_prompts(calls, cap
     assert main(["demo"]) == 0
     assert calls.load_model == {"x": DEMO_MODEL, "device": "cpu", "dtype": None}
     assert calls.load_prompts["x"] == "builtin"
-    assert (calls.rank["limit"], calls.rank["method"]) == (DEMO_LIMIT, "screened")
+    assert (calls.rank["limit"], calls.rank["method"]) == (DEMO_LIMIT, Screened())
     names = [type(ablation).__name__ for ablation in calls.rank["ablations"]]
     assert names == ["UndifferentiatedAttention", "ScalingContribution"]
     printed = capsys.readouterr().out
@@ -312,8 +319,8 @@ def parts(calls, monkeypatch):
     """A faked `safetyheads.ranking.merging`, and what it was called with."""
     seen: dict[str, Any] = {}
 
-    def rank_layers(model, dataset, layers, folder, **options):
-        seen.update(layers=layers, folder=folder, **options)
+    def rank_layers(study, layers, folder, execution):
+        seen.update(layers=layers, folder=folder, **asked(study, execution))
         return folder
 
     def merge_rankings(folders, *, top_k):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from safetyheads.heads import HeadScores
-from safetyheads.interventions.ablating import ScalingContribution
+from safetyheads.interventions.ablations import ScalingContribution
 from safetyheads.metrics import GeneralizedShips
 from safetyheads.models.hooked import load_model
 from safetyheads.probes.single_heads import score_heads

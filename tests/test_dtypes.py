@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from safetyheads.engine import sweep
-from safetyheads.interventions.ablating import ScalingContribution, UndifferentiatedAttention
+from safetyheads.engine.execution import Execution
+from safetyheads.interventions.ablations import ScalingContribution, UndifferentiatedAttention
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
 from safetyheads.models.hooked import load_model
 from safetyheads.probes.single_heads import score_heads
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
+
+QUIET = Execution(progress=False)
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -27,7 +30,7 @@ def models():
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("ablation", [UndifferentiatedAttention(), ScalingContribution()])
 def test_half_precision_scores_are_float32_and_near_those_of_float32(models, dtype, ablation):
-    options = {"ablation": ablation, "progress": False}
+    options = {"ablation": ablation, "execution": QUIET}
     exact = score_heads(models[torch.float32], RAGGED, **options)
     half = score_heads(models[dtype], RAGGED, **options)
     assert models[dtype].dtype == dtype
@@ -57,7 +60,7 @@ def test_readings_are_float32_or_better(models, dtype, metric, at_least, monkeyp
         return kept[-1]
 
     monkeypatch.setattr(sweep, "_sweep_layer", watched)
-    scores = score_heads(models[dtype], RAGGED, metric=metric, progress=False)
+    scores = score_heads(models[dtype], RAGGED, metric=metric, execution=QUIET)
     assert [reading.dtype for reading in kept] == [at_least] * 4
     assert scores.values.dtype == torch.float32
     assert scores.values.isfinite().all()

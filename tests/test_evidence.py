@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from safetyheads import stats
+from safetyheads.engine.execution import Execution
 from safetyheads.evidence import specificity as evidence
 from safetyheads.evidence.specificity import (
     null_band,
@@ -23,6 +24,8 @@ from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import PromptSet
 from tests.test_stats import normal, worst_gap_to_uniform
 from tests.zoo import CONFIGS, random_model, sentence, tokenizer
+
+QUIET = Execution(progress=False)
 
 
 def scores(per_prompt, largest_first=True, **changes):
@@ -133,7 +136,7 @@ def test_p_values_of_a_model_whose_labels_are_random_are_uniform():
     words = torch.randint(6, 97, (20, 4), generator=torch.Generator().manual_seed(0)).tolist()
     prompts = PromptSet("dealt", tuple(sentence(*ids) for ids in words), ())
     model = load_model(random_model(CONFIGS["llama"]()), tokenizer())
-    swept = score_heads(model, prompts, progress=False)
+    swept = score_heads(model, prompts, execution=QUIET)
     generator, p = torch.Generator().manual_seed(1), []
     for _ in range(120):
         order = torch.randperm(20, generator=generator)

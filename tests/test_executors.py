@@ -1,5 +1,6 @@
 """Do other processes give the numbers of this one, and is a worker that dies replaced?"""
 
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -11,9 +12,10 @@ import warnings
 import pytest
 import torch
 
+from safetyheads.engine.execution import Execution
 from safetyheads.engine.executors import process_map, ray_map
 from safetyheads.engine.shards import cut
-from safetyheads.interventions.ablating import (
+from safetyheads.interventions.ablations import (
     MeanAblation,
     ResampleAblation,
     ScalingContribution,
@@ -31,6 +33,9 @@ needs_ray = pytest.mark.skipif(
 )
 
 
+QUIET = Execution(progress=False)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model that another process can open."""
@@ -42,7 +47,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local(folder):
-    return score_heads(folder, RAGGED, progress=False)
+    return score_heads(folder, RAGGED, execution=QUIET)
 
 
 def kill_a_worker(executor, marker):
@@ -105,7 +110,9 @@ def test_a_killed_process_is_replaced_and_the_scores_are_the_local_ones(folder, 
     executor = kill_a_worker(process_map(2, threads=1), tmp_path / "begun")
     with pytest.warns(UserWarning, match=r"killed by SIGKILL\); what it was at is run again"):
         apart = score_heads(
-            folder, RAGGED, executor=executor, store=tmp_path / "store", progress=False
+            folder,
+            RAGGED,
+            execution=Execution(executor=executor, store=tmp_path / "store", progress=False),
         )
     assert torch.equal(apart.per_prompt, local.per_prompt)
     assert apart.provenance == local.provenance
@@ -113,7 +120,11 @@ def test_a_killed_process_is_replaced_and_the_scores_are_the_local_ones(folder, 
     assert len({pid for _, pid in begun}) >= 2
     assert len(begun) == 3 + 1  # three shards, one of them twice
     (stored,) = (tmp_path / "store").iterdir()
-    local_again = score_heads(folder, RAGGED, store=tmp_path / "local", progress=False)
+    local_again = score_heads(
+        folder,
+        RAGGED,
+        execution=Execution(store=tmp_path / "local", progress=False),
+    )
     assert torch.equal(local_again.values, local.values)
     files = sorted(p.name for p in stored.iterdir())
     assert files == [*(f"layer00{n}.safetensors" for n in range(4)), "provenance.json", *files[5:]]
@@ -127,7 +138,11 @@ def test_a_killed_process_is_replaced_and_the_scores_are_the_local_ones(folder, 
 def test_a_killed_ray_worker_is_replaced_and_the_scores_are_the_local_ones(folder, local, tmp_path):
     executor = kill_a_worker(ray_map(2), tmp_path / "begun")
     with pytest.warns(UserWarning, match="a Ray worker ended .*what it was at is run again"):
-        apart = score_heads(folder, RAGGED, executor=executor, progress=False)
+        apart = score_heads(
+            folder,
+            RAGGED,
+            execution=Execution(executor=executor, progress=False),
+        )
     assert torch.equal(apart.per_prompt, local.per_prompt)
     begun = [name.split("-")[1] for name in os.listdir(tmp_path / "begun")]
     assert len(begun) == 3 + 1
@@ -150,9 +165,10 @@ def test_what_looks_at_the_whole_dataset_is_the_same_in_shards(folder, ablation,
         return map(function, [pickle.loads(pickle.dumps(item)) for item in items])
 
     travelling.workers = 4
-    options = {"ablation": ablation, "metric": metric, "progress": False}
-    apart = score_heads(folder, RAGGED, executor=travelling, **options)
-    here = score_heads(folder, RAGGED, **options)
+    options = {"ablation": ablation, "metric": metric}
+    there = Execution(executor=travelling, progress=False)
+    apart = score_heads(folder, RAGGED, execution=there, **options)
+    here = score_heads(folder, RAGGED, execution=QUIET, **options)
     assert torch.equal(apart.values, here.values)
     assert here.values.max() > here.values.min()
 
@@ -162,11 +178,11 @@ def test_only_what_the_store_lacks_is_shared_out(folder, local, tmp_path):
 
     def watching(function, items):
         items = list(items)
-        seen.extend(i.head.layer for shard in items for i in shard.interventions)
+        seen.extend(v.head.layer for shard in items for v in shard.variants)
         assert not any(text for shard in items for text in shard.batch.texts)
         return map(function, items)
 
-    options = {"executor": watching, "store": tmp_path, "progress": False}
+    options = {"execution": Execution(executor=watching, store=tmp_path, progress=False)}
     score_heads(folder, RAGGED, **options)
     assert sorted(set(seen)) == [0, 1, 2, 3]
     seen.clear()
@@ -183,13 +199,13 @@ def test_each_shard_is_kept_as_soon_as_it_is_there(folder, local, tmp_path):
         raise KeyboardInterrupt
 
     killed_after_two.workers = 4
-    options = {"store": tmp_path, "progress": False}
+    kept = Execution(store=tmp_path, progress=False)
     with pytest.raises(KeyboardInterrupt):
-        score_heads(folder, RAGGED, executor=killed_after_two, **options)
+        score_heads(folder, RAGGED, execution=dataclasses.replace(kept, executor=killed_after_two))
     (stored,) = tmp_path.iterdir()
     assert set(Store.reading(stored)) >= {"layer000", "layer001"}
     assert "layer003" not in Store.reading(stored)
-    assert torch.equal(score_heads(folder, RAGGED, **options).values, local.values)
+    assert torch.equal(score_heads(folder, RAGGED, execution=kept).values, local.values)
 
 
 def test_a_loaded_model_cannot_travel_and_that_is_said():
@@ -197,7 +213,11 @@ def test_a_loaded_model_cannot_travel_and_that_is_said():
     with pytest.raises(
         ValueError, match=r"a loaded model cannot travel .*save_pretrained\(folder\)"
     ):
-        score_heads(model, RAGGED, executor=map, progress=False)
+        score_heads(
+            model,
+            RAGGED,
+            execution=Execution(executor=map, progress=False),
+        )
 
 
 class Unpicklable(ScalingContribution):
@@ -207,7 +227,12 @@ class Unpicklable(ScalingContribution):
 
 def test_an_ablation_that_cannot_travel_is_said(folder):
     with pytest.raises(ValueError, match=r"cannot travel to other processes \(no\)"):
-        score_heads(folder, RAGGED, ablation=Unpicklable(), executor=map, progress=False)
+        score_heads(
+            folder,
+            RAGGED,
+            ablation=Unpicklable(),
+            execution=Execution(executor=map, progress=False),
+        )
 
 
 def test_a_worker_that_opens_another_model_is_refused(folder, tmp_path):
@@ -222,7 +247,11 @@ def test_a_worker_that_opens_another_model_is_refused(folder, tmp_path):
     with pytest.raises(
         ValueError, match=r"a worker opened another other than .*sha256: \w+ and \w+"
     ):
-        score_heads(other, RAGGED, executor=elsewhere, progress=False)
+        score_heads(
+            other,
+            RAGGED,
+            execution=Execution(executor=elsewhere, progress=False),
+        )
 
 
 def test_low_layers_weigh_more_and_every_layer_is_in_one_shard():
@@ -251,8 +280,12 @@ def test_a_bar_counts_all_shards(folder, monkeypatch):
         def update(self, n):
             counted.append(n)
 
-    monkeypatch.setattr("safetyheads.probes.single_heads._bar", lambda total, *_: Bar(total))
+    monkeypatch.setattr("safetyheads.engine.run.bar", lambda total, *_: Bar(total))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        score_heads(folder, RAGGED, executor=map, progress=True)
+        score_heads(
+            folder,
+            RAGGED,
+            execution=Execution(executor=map, progress=True),
+        )
     assert sum(counted) == 4 * 6 * 3

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from safetyheads.__main__ import main
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import (
-    AblateHeads,
+from safetyheads.interventions.ablating import AblateHeads
+from safetyheads.interventions.ablations import (
     MeanAblation,
     ResampleAblation,
     ScalingContribution,

@@ -7,9 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "safetyheads"
 FLOORS = [  # a folder or a file of the top; it imports from the lines above its own, and within its own folder
+    ["choices"],
     ["storage", "metrics", "stats", "progress"],
     ["prompts"],
-    ["models", "heads", "plots", "judges", "checkpoints", "jailbreaks"],
+    ["models", "heads", "plots", "judges", "jailbreaks"],
     ["inputs", "interventions", "activations", "evidence"],
     ["engine"],
     ["screening"],

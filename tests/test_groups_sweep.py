@@ -1,15 +1,17 @@
 """A sweep over groups of heads, some of them given, agrees with one plain hooked forward pass each."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
+from safetyheads.engine.measurement import measure
 from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import (
-    AblateHead,
-    AblateHeads,
+from safetyheads.inputs import prepare
+from safetyheads.interventions.ablating import AblateHead, AblateHeads
+from safetyheads.interventions.ablations import (
     MeanAblation,
     ResampleAblation,
     UndifferentiatedAttention,
@@ -17,7 +19,6 @@ from safetyheads.interventions.ablating import (
 )
 from safetyheads.metrics import Ships
 from safetyheads.models.hooked import HookedModel, load_model
-from safetyheads.prompts import tokenize
 from tests.oracles import PlainModel, kl
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
@@ -51,10 +52,13 @@ def variants_of(ablation):
     ]
 
 
+def ships_given(model, given):
+    return replace(measure(prepare(model, RAGGED), metric=Ships()), given=given)
+
+
 def swept_kl(model, ablation, given, **options):
     given = AblateHeads(given, ablation) if given else None
-    batch = tokenize(RAGGED, tokenizer())
-    swept = sweep(model, batch, variants_of(ablation), Ships(), given=given, **options)
+    swept = sweep(ships_given(model, given), variants_of(ablation), **options)
     return swept.readings, swept.exact_resume
 
 
@@ -150,9 +154,6 @@ def test_where_resuming_goes_wrong_groups_are_run_plainly(llama, monkeypatch):
 def test_a_head_that_is_given_cannot_be_ablated_again(llama):
     with pytest.raises(ValueError, match="L1H1 is ablated already, as given"):
         sweep(
-            llama[1],
-            tokenize(RAGGED, tokenizer()),
+            ships_given(llama[1], AblateHeads(GIVEN, ZeroAblation())),
             [AblateHead(Head(1, 1), ZeroAblation())],
-            Ships(),
-            given=AblateHeads(GIVEN, ZeroAblation()),
         )

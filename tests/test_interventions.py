@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import (
-    AblateHead,
+from safetyheads.interventions.ablating import AblateHead
+from safetyheads.interventions.ablations import (
     Ablation,
     HeadActs,
     MeanAblation,
@@ -78,7 +78,9 @@ def test_undifferentiated_attention_tends_to_its_closed_form():
 
 
 def test_a_negative_epsilon_is_refused():
-    with pytest.raises(ValueError, match=r"epsilon is -0.1; it scales the query and must be >= 0"):
+    with pytest.raises(
+        ValueError, match=r"epsilon is -0.1; it scales the query and must be a finite number >= 0"
+    ):
         UndifferentiatedAttention(-0.1)
 
 

@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from safetyheads.interventions.ablating import describe
+from safetyheads.interventions.ablations import describe
 from safetyheads.metrics import (
     GeneralizedShips,
     LastToken,

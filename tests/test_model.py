@@ -6,15 +6,19 @@ import warnings
 import pytest
 import torch
 
+from safetyheads.engine.execution import Execution
 from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import AblateHead, ZeroAblation
+from safetyheads.interventions.ablating import AblateHead
+from safetyheads.interventions.ablations import ZeroAblation
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
 from safetyheads.models.hooked import HookedModel, load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import tokenize
 from tests.oracles import PlainModel, kl
 from tests.zoo import CONFIGS, RAGGED, SIZES, random_model, sentence, tokenizer
+
+QUIET = Execution(progress=False)
 
 
 def llama(seed=0):
@@ -51,7 +55,7 @@ def test_every_way_to_hold_a_model_gives_the_same_scores():
     assert load_model(first) is first
     fresh = load_model(llama(), tokenizer())
     assert fresh.bridge is not first.bridge
-    scores = [score_heads(m, RAGGED, progress=False).values for m in (first, pair, bridge, fresh)]
+    scores = [score_heads(m, RAGGED, execution=QUIET).values for m in (first, pair, bridge, fresh)]
     assert all(torch.equal(scores[0], other) for other in scores[1:])
 
 
@@ -148,7 +152,7 @@ def test_models_that_scale_their_logits_score_as_plain_passes_do(config, factor)
 
     hf = random_model(getattr(transformers, config)(**{**SIZES, **factor}))
     plain, model = PlainModel(copy.deepcopy(hf)), load_model(hf, tokenizer())
-    scores = score_heads(model, RAGGED[:1], ablation=ZeroAblation(), progress=False)
+    scores = score_heads(model, RAGGED[:1], ablation=ZeroAblation(), execution=QUIET)
     assert scores.provenance["engine"] == "resumed"
     ids = tokenizer()(RAGGED[0])["input_ids"]
     for la, he in [(0, 0), (2, 5), (3, 1)]:
@@ -162,13 +166,13 @@ def test_a_prompt_longer_than_the_context_is_named_with_the_limit():
     model = load_model(llama(), tokenizer())
     prompts = [sentence(7), sentence(*range(10, 80))]
     with pytest.raises(ValueError) as error:
-        score_heads(model, prompts, progress=False)
+        score_heads(model, prompts, execution=QUIET)
     message = str(error.value)
     assert "index 1" in message
     assert "71" in message  # tokens, with BOS
     assert "64" in message
     assert "w10" not in message
-    score_heads(model, [sentence(*range(10, 73))], progress=False)  # 64 tokens fit
+    score_heads(model, [sentence(*range(10, 73))], execution=QUIET)  # 64 tokens fit
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +187,7 @@ def half():
 def test_a_bfloat16_model_gives_finite_float32_scores(half, metric):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # no fall-back to plain passes
-        scores = score_heads(half, RAGGED, metric=metric, progress=False)
+        scores = score_heads(half, RAGGED, metric=metric, execution=QUIET)
     assert half.dtype == torch.bfloat16
     assert scores.values.dtype == torch.float32
     assert scores.values.isfinite().all()
@@ -193,9 +197,9 @@ def test_a_bfloat16_model_gives_finite_float32_scores(half, metric):
 
 def test_a_bfloat16_models_scores_are_near_those_in_float32(half):
     whole = score_heads(
-        load_model(llama(), tokenizer()), RAGGED, ablation=ZeroAblation(), progress=False
+        load_model(llama(), tokenizer()), RAGGED, ablation=ZeroAblation(), execution=QUIET
     )
-    got = score_heads(half, RAGGED, ablation=ZeroAblation(), progress=False)
+    got = score_heads(half, RAGGED, ablation=ZeroAblation(), execution=QUIET)
     assert (got.values - whole.values).abs().max() < 0.05 * whole.values.max()
 
 
@@ -204,7 +208,7 @@ def test_a_sweep_does_not_change_what_the_model_says(name):
     model = load_model(random_model(CONFIGS[name]()), tokenizer())
     batch = tokenize(RAGGED, tokenizer())
     before = model.logits(batch.ids)
-    score_heads(model, RAGGED[:2], progress=False)
+    score_heads(model, RAGGED[:2], execution=QUIET)
     assert torch.equal(model.logits(batch.ids), before)
 
 

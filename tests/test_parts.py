@@ -1,10 +1,13 @@
 """Do layers scored apart join to the bytes of one run, and only where they belong together?"""
 
+import dataclasses
+
 import pytest
 import torch
 
+from safetyheads.engine.execution import Execution
 from safetyheads.heads import HeadScores
-from safetyheads.interventions.ablating import (
+from safetyheads.interventions.ablations import (
     ScalingContribution,
     UndifferentiatedAttention,
     ZeroAblation,
@@ -14,12 +17,17 @@ from safetyheads.models.hooked import load_model
 from safetyheads.probes.single_heads import score_heads, score_layers
 from safetyheads.prompts import PromptSet
 from safetyheads.ranking.merging import PART, merge_rankings, merge_scores, rank_layers
-from safetyheads.ranking.ranking import rank_safety_heads
+from safetyheads.ranking.ranking import rank
+from safetyheads.ranking.study import Study
 from safetyheads.storage.store import Store
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
 PROMPTS = PromptSet("mine", tuple(RAGGED), ("w7 w8", "w9 w10 w11"))
-QUIET = {"progress": False}
+QUIET = {"execution": Execution(progress=False)}
+
+
+def into(store, rows=None):
+    return Execution(rows=rows, store=store, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +47,7 @@ def test_merged_layers_are_the_bytes_of_one_run(model, tmp_path, metric, togethe
     whole = score_heads(model, RAGGED, metric=metric, **QUIET)
     parts = [
         score_layers(
-            model, RAGGED, layers, tmp_path / ("" if together else str(n)), metric=metric, **QUIET
+            model, RAGGED, layers, into(tmp_path / ("" if together else str(n))), metric=metric
         )
         for n, layers in enumerate([[3], range(0, 2), [2, 1]])
     ]
@@ -51,10 +59,10 @@ def test_merged_layers_are_the_bytes_of_one_run(model, tmp_path, metric, togethe
 
 
 def test_a_merged_ranking_is_the_bytes_of_one_run(model, tmp_path):
-    options = {"ablations": [ScalingContribution(), ZeroAblation()], "top_k": 3, **QUIET}
-    rank_safety_heads(model, PROMPTS, **options).save(tmp_path / "whole")
+    study = Study(model, PROMPTS, [ScalingContribution(), ZeroAblation()], top_k=3)
+    rank(study, **QUIET).save(tmp_path / "whole")
     parts = [
-        rank_layers(model, PROMPTS, layers, tmp_path / name, **options)
+        rank_layers(study, layers, tmp_path / name, **QUIET)
         for name, layers in {"a": range(2), "b": range(2, 4)}.items()
     ]
     for part in parts:  # a part is no result
@@ -70,19 +78,19 @@ def test_a_merged_ranking_is_the_bytes_of_one_run(model, tmp_path):
 
 
 def test_missing_layers_are_named(model, tmp_path):
-    first = score_layers(model, RAGGED, [1], tmp_path / "1", **QUIET)
+    first = score_layers(model, RAGGED, [1], into(tmp_path / "1"))
     with pytest.raises(
         ValueError,
         match=r"layers 0, 2-3 of undifferentiated_attention, harmful are in none of .*score them",
     ):
         merge_scores([first])
-    part = rank_layers(model, PROMPTS, range(3), tmp_path / "2", **QUIET)
+    part = rank_layers(Study(model, PROMPTS), range(3), tmp_path / "2", **QUIET)
     with pytest.raises(ValueError, match=r"layers 3 of undifferentiated_attention, harmful"):
         merge_rankings([part])
 
 
 def test_a_damaged_layer_is_missing_and_named(model, tmp_path):
-    part = score_layers(model, RAGGED, range(4), tmp_path, **QUIET)
+    part = score_layers(model, RAGGED, range(4), into(tmp_path))
     file = part / "layer001.safetensors"
     file.write_bytes(file.read_bytes()[:-3])
     with (
@@ -107,10 +115,10 @@ OTHERS = {
 
 @pytest.mark.parametrize("field", OTHERS)
 def test_parts_of_different_runs_are_refused_with_the_field(model, tmp_path, monkeypatch, field):
-    def part(n, layers, prompts=PROMPTS, version="1", seed=0, **options):
-        monkeypatch.setattr("safetyheads.engine.measurement.version", lambda _: version)
+    def part(n, layers, prompts=PROMPTS, version="1", seed=0, rows=None, **options):
+        monkeypatch.setattr("safetyheads.inputs.version", lambda _: version)
         chosen = load_model(random_model(CONFIGS["llama"](), seed), tokenizer()) if seed else model
-        return score_layers(chosen, prompts, layers, tmp_path / str(n), **options, **QUIET)
+        return score_layers(chosen, prompts, layers, into(tmp_path / str(n), rows), **options)
 
     parts = [part(0, [0, 1]), part(1, [2, 3], **OTHERS[field])]
     with pytest.raises(ValueError, match="of different runs and cannot be merged") as raised:
@@ -120,26 +128,38 @@ def test_parts_of_different_runs_are_refused_with_the_field(model, tmp_path, mon
 
 
 def test_rankings_of_different_runs_are_refused(model, tmp_path):
-    zero = {"ablations": [ZeroAblation()], **QUIET}
-    first = rank_layers(model, PROMPTS, [0], tmp_path / "a", **zero)
-    other = rank_layers(model, PROMPTS, [1], tmp_path / "b", template="w9 {q}", **zero)
+    zero = Study(model, PROMPTS, ablations=ZeroAblation())
+    dressed = dataclasses.replace(zero, template="w9 {q}")
+    first = rank_layers(zero, [0], tmp_path / "a", **QUIET)
+    other = rank_layers(dressed, [1], tmp_path / "b", **QUIET)
     with pytest.raises(ValueError, match=r"differ in template: bare and w9 {q}.*but --layers"):
         merge_rankings([first, other])
-    more = rank_layers(model, PROMPTS, [1], tmp_path / "c", **QUIET)
+    more = rank_layers(Study(model, PROMPTS), [1], tmp_path / "c", **QUIET)
     with pytest.raises(ValueError, match=r"zero on harmful.* and .*scaling_contribution on harm"):
         merge_rankings([first, more])
     with pytest.raises(ValueError, match=r"and this run are parts of different runs.*template"):
-        rank_layers(model, PROMPTS, [1], tmp_path / "a", template="w9 {q}", **zero)
+        rank_layers(dressed, [1], tmp_path / "a", **QUIET)
     assert len(list((tmp_path / "a" / "readings").iterdir())) == 2  # and nothing was run for it
 
 
 def test_different_numbers_for_one_layer_are_refused(model, tmp_path):
-    parts = [score_layers(model, RAGGED, range(4), tmp_path / n, **QUIET) for n in "ab"]
+    parts = [score_layers(model, RAGGED, range(4), into(tmp_path / n)) for n in "ab"]
     merge_scores(parts)
     store = Store.reading(parts[1])
     store["layer002"] = store["layer002"] + 1
     with pytest.raises(ValueError, match="hold different numbers for layer 2"):
         merge_scores(parts)
+
+
+def test_parts_that_would_need_all_layers_or_a_store_are_refused(model, tmp_path):
+    for study in (
+        Study(model, PROMPTS, method="screened", top_k=2),
+        Study(model, PROMPTS, null="random_init"),
+    ):
+        with pytest.raises(ValueError, match="looks at all layers"):
+            rank_layers(study, [0], tmp_path, **QUIET)
+    with pytest.raises(ValueError, match=r"give Execution\(store=folder\)"):
+        score_layers(model, RAGGED, [0], Execution())
 
 
 def test_what_is_no_part_is_said(model, tmp_path):
@@ -154,7 +174,7 @@ def test_what_is_no_part_is_said(model, tmp_path):
         merge_rankings([tmp_path])
     for layers in ([], [4], [-1]):
         with pytest.raises(ValueError, match=r"has layers 0-3: name at least one"):
-            score_layers(model, RAGGED, layers, tmp_path, **QUIET)
+            score_layers(model, RAGGED, layers, into(tmp_path))
 
 
 def test_a_metric_of_ones_own_is_given_to_the_merge(model, tmp_path):
@@ -164,7 +184,7 @@ def test_a_metric_of_ones_own_is_given_to_the_merge(model, tmp_path):
         def score(self, readings):
             return 2 * readings.mean(-1), 2 * readings
 
-    part = score_layers(model, RAGGED, range(4), tmp_path, metric=Doubled(), **QUIET)
+    part = score_layers(model, RAGGED, range(4), into(tmp_path), metric=Doubled())
     with pytest.raises(ValueError, match=r"doubled is no metric of safetyheads; .*metric=\.\.\."):
         merge_scores([part])
     merged = merge_scores([part], metric=Doubled())

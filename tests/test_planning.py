@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from safetyheads.__main__ import main
+from safetyheads.engine.execution import Execution
 from safetyheads.engine.sweep import _Chunk
-from safetyheads.interventions.ablating import UndifferentiatedAttention
+from safetyheads.interventions.ablations import UndifferentiatedAttention
 from safetyheads.models.hooked import load_model
 from safetyheads.prompts import PromptSet, tokenize
 from safetyheads.ranking import planning
 from safetyheads.ranking.planning import plan
 from safetyheads.ranking.ranking import rank_safety_heads
+from safetyheads.ranking.study import Study
 from safetyheads.screening.screened import Screened
 from tests.zoo import CONFIGS, random_model, sentence, tokenizer
 
@@ -30,7 +32,7 @@ def model():
 
 @pytest.mark.parametrize("rows", [None, 3, 14])
 def test_passes_and_tokens_are_those_of_the_run(model, monkeypatch, rows):
-    planned = plan(model, PROMPTS, rows=rows)
+    planned = plan(Study(model, PROMPTS), Execution(rows=rows))
     seen, resume = [], _Chunk.resume
 
     def watch(self, edits, acts, z):
@@ -40,7 +42,11 @@ def test_passes_and_tokens_are_those_of_the_run(model, monkeypatch, rows):
 
     monkeypatch.setattr("safetyheads.engine.sweep._find_kernel", lambda *_: "eager")
     monkeypatch.setattr(_Chunk, "resume", watch)
-    rank_safety_heads(model, PROMPTS, rows=rows, progress=False)
+    rank_safety_heads(
+        model,
+        PROMPTS,
+        execution=Execution(rows=rows, progress=False),
+    )
     assert planned.passes == len(seen)
     assert planned.tokens == sum(seen)
     assert (planned.heads, planned.prompts, planned.variants) == (24, 11, 2 * 24 * 11)
@@ -49,7 +55,7 @@ def test_passes_and_tokens_are_those_of_the_run(model, monkeypatch, rows):
 def test_a_plan_runs_nothing_and_keeps_nothing(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = model.logits(tokenize(HARMFUL, model.tokenizer).ids)
-    planned = plan(model, PROMPTS)
+    planned = plan(Study(model, PROMPTS))
     assert torch.equal(model.logits(tokenize(HARMFUL, model.tokenizer).ids), before)
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
@@ -60,35 +66,35 @@ def test_a_plan_runs_nothing_and_keeps_nothing(model, tmp_path, monkeypatch, cap
 
 
 def test_more_work_takes_more(model):
-    one = plan(model, PROMPTS, ablations=[UndifferentiatedAttention()])
-    two = plan(model, PROMPTS)
+    one = plan(Study(model, PROMPTS, ablations=[UndifferentiatedAttention()]))
+    two = plan(Study(model, PROMPTS))
     assert two.passes == 2 * one.passes
     assert two.tokens == 2 * one.tokens
-    narrow = plan(model, PROMPTS, rows=2)
+    narrow = plan(Study(model, PROMPTS), Execution(rows=2))
     assert narrow.passes > two.passes
     assert narrow.peak_memory < two.peak_memory
-    some = plan(model, PROMPTS, method=Screened(share=0.2, audit=0.1, top_k=2))
+    some = plan(Study(model, PROMPTS, method=Screened(share=0.2, audit=0.1, top_k=2)))
     assert some.heads < two.heads
     assert some.tokens < two.tokens
 
 
 def test_what_is_too_large_names_the_rows_that_fit(model, monkeypatch):
-    planned = plan(model, PROMPTS, rows=32)
-    least = plan(model, PROMPTS, rows=4).peak_memory
+    planned = plan(Study(model, PROMPTS), Execution(rows=32))
+    least = plan(Study(model, PROMPTS), Execution(rows=4)).peak_memory
     monkeypatch.setattr(planning, "_free_memory", lambda _: int(least / 0.9) + 2)
-    tight = plan(model, PROMPTS, rows=32)
+    tight = plan(Study(model, PROMPTS), Execution(rows=32))
     assert planned.fits
     assert not tight.fits
     assert tight.fitting_rows == 4
     assert "4 rows a pass fit (--batch 4)" in str(tight)
     monkeypatch.setattr(planning, "_free_memory", lambda _: 1000)
-    hopeless = plan(model, PROMPTS, rows=32)
+    hopeless = plan(Study(model, PROMPTS), Execution(rows=32))
     assert hopeless.fitting_rows is None
     assert "not even one row" in str(hopeless)
 
 
 def test_a_plan_reads_as_one(model):
-    planned = dataclasses.replace(plan(model, PROMPTS), seconds=3725.4, passes=12345)
+    planned = dataclasses.replace(plan(Study(model, PROMPTS)), seconds=3725.4, passes=12345)
     text = str(planned)
     assert "24 heads, 11 prompts, 528 ablated prompts" in text
     assert "12,345" in text

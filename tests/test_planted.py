@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import (
-    AblateHeads,
+from safetyheads.interventions.ablating import AblateHeads
+from safetyheads.interventions.ablations import (
     ScalingContribution,
     UndifferentiatedAttention,
     ZeroAblation,

@@ -8,8 +8,9 @@ import plotly.graph_objects
 import pytest
 import torch
 
+from safetyheads.engine.execution import Execution
 from safetyheads.heads import COLUMNS, HeadScores
-from safetyheads.interventions.ablating import (
+from safetyheads.interventions.ablations import (
     ScalingContribution,
     UndifferentiatedAttention,
     ZeroAblation,
@@ -20,6 +21,8 @@ from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import PromptSet
 from safetyheads.ranking.ranking import Ranking, rank_safety_heads
 from tests.zoo import CONFIGS, random_model, sentence, tokenizer
+
+QUIET = Execution(progress=False)
 
 PROMPTS = PromptSet(
     "planted",
@@ -36,7 +39,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def ranking(model):
-    return rank_safety_heads(model, PROMPTS, metric=Ships(), top_k=5, progress=False)
+    return rank_safety_heads(model, PROMPTS, metric=Ships(), top_k=5, execution=QUIET)
 
 
 def test_the_table_has_a_row_for_every_head_and_ablation(ranking):
@@ -60,7 +63,7 @@ def test_each_heads_harmless_score_is_its_own(model, ranking):
     table = ranking.to_frame()
     for ablation in (UndifferentiatedAttention(), ScalingContribution()):
         sides = {
-            s: score_heads(model, PROMPTS, ablation=ablation, side=s, progress=False)
+            s: score_heads(model, PROMPTS, ablation=ablation, side=s, execution=QUIET)
             for s in ("harmful", "harmless")
         }
         assert sides["harmless"].per_prompt.shape[-1] == 3
@@ -87,14 +90,14 @@ def test_top_keeps_the_first_of_each_ablation(ranking):
 @pytest.mark.parametrize("top_k", [0, -1, 25])
 def test_a_top_k_that_cannot_be_is_refused_before_any_pass(model, monkeypatch, top_k):
     monkeypatch.setattr(
-        "safetyheads.ranking.ranking.score_heads", lambda *_, **__: pytest.fail("it ran")
+        "safetyheads.ranking.ranking.score_measurements", lambda *_, **__: pytest.fail("it ran")
     )
     with pytest.raises(ValueError, match=f"top_k is {top_k}; this model has 24 heads"):
         rank_safety_heads(model, PROMPTS, top_k=top_k)
 
 
 def test_ablations_that_would_share_a_name_or_are_none_are_refused(model):
-    with pytest.raises(ValueError, match=r"one kind twice .*rank each in a call of its own"):
+    with pytest.raises(ValueError, match=r"one kind twice .*; rank each in a call of its own"):
         rank_safety_heads(
             model, PROMPTS, ablations=[ScalingContribution(0.1), ScalingContribution(0.2)]
         )
@@ -104,7 +107,7 @@ def test_ablations_that_would_share_a_name_or_are_none_are_refused(model):
 
 def test_without_harmless_prompts_there_is_no_such_column(model):
     bare = rank_safety_heads(
-        model, list(PROMPTS.harmful), ablations=[ZeroAblation()], progress=False
+        model, list(PROMPTS.harmful), ablations=[ZeroAblation()], execution=QUIET
     )
     assert bare.harmless == (None,)
     table = bare.to_frame()
@@ -115,18 +118,18 @@ def test_without_harmless_prompts_there_is_no_such_column(model):
 
 def test_limit_keeps_the_first_prompts_spread_over_categories(model):
     few = rank_safety_heads(
-        model, PROMPTS, limit=2, metric=Ships(), ablations=[ZeroAblation()], progress=False
+        model, PROMPTS, limit=2, metric=Ships(), ablations=[ZeroAblation()], execution=QUIET
     )
     assert few.harmful[0].per_prompt.shape == (4, 6, 2)
     assert few.harmless[0].per_prompt.shape == (4, 6, 2)
     chosen = PROMPTS.limit(2).harmful
     assert chosen == (PROMPTS.harmful[0], PROMPTS.harmful[2])  # one of each category
-    whole = score_heads(model, PROMPTS, ablation=ZeroAblation(), progress=False).per_prompt
+    whole = score_heads(model, PROMPTS, ablation=ZeroAblation(), execution=QUIET).per_prompt
     assert (few.harmful[0].per_prompt - whole[..., [0, 2]]).abs().max() < 2e-6
 
 
 def test_a_signed_metric_puts_the_most_negative_shift_first(model):
-    shift = rank_safety_heads(model, PROMPTS, ablations=[ZeroAblation()], progress=False)
+    shift = rank_safety_heads(model, PROMPTS, ablations=[ZeroAblation()], execution=QUIET)
     assert shift.harmful[0].metric == "refusal_shift"  # the default
     table = shift.to_frame()
     assert table["score"].is_monotonic_increasing
@@ -201,7 +204,7 @@ def test_no_saved_file_holds_a_prompt(saved):
 
 def test_a_ranking_by_angles_saves_too(model, tmp_path):
     turned = rank_safety_heads(
-        model, PROMPTS, metric=GeneralizedShips(), ablations=[ZeroAblation()], progress=False
+        model, PROMPTS, metric=GeneralizedShips(), ablations=[ZeroAblation()], execution=QUIET
     )
     assert set(turned.to_frame()["unit"]) == {"deg"}
     folder = turned.save(tmp_path)
@@ -238,9 +241,9 @@ def test_the_harmless_control_stands_beside_every_score(ranking):
 
 def test_pairs_are_compared_as_pairs(model):
     paired = PromptSet("pairs", PROMPTS.harmful[:3], PROMPTS.harmless, paired=True)
-    found = rank_safety_heads(model, paired, ablations=[ZeroAblation()], progress=False)
+    found = rank_safety_heads(model, paired, ablations=[ZeroAblation()], execution=QUIET)
     assert found.specificity[0].test == "sign flips"
-    one = rank_safety_heads(model, paired, limit=1, ablations=[ZeroAblation()], progress=False)
+    one = rank_safety_heads(model, paired, limit=1, ablations=[ZeroAblation()], execution=QUIET)
     assert one.specificity == (None,)
     assert "specificity" not in one.to_frame()
 
@@ -249,7 +252,7 @@ def test_a_random_copy_gives_the_null_band():
     model = load_model(random_model(CONFIGS["llama"](), seed=3), tokenizer())
     kept = torch.random.get_rng_state()
     ranking = rank_safety_heads(
-        model, PROMPTS, ablations=[ZeroAblation()], null="random_init", progress=False
+        model, PROMPTS, ablations=[ZeroAblation()], null="random_init", execution=QUIET
     )
     assert torch.random.get_rng_state().equal(kept)
     assert ranking.random.model == "LlamaForCausalLM (random weights, seed 0)"
@@ -259,15 +262,13 @@ def test_a_random_copy_gives_the_null_band():
     assert ranking.to_frame()["in_null"].sum() == band.inside.sum()
     assert json.loads(json.dumps(ranking.manifest))["random"]["runs"][0]["model"]["seed"] == 0
     layer = rank_safety_heads(
-        model, PROMPTS, ablations=[ZeroAblation()], null="layer", progress=False
+        model, PROMPTS, ablations=[ZeroAblation()], null="layer", execution=QUIET
     )
     assert layer.null_bands[0].null == "layer"
     assert layer.random is None
 
 
 def test_a_null_that_cannot_be_had_is_refused(model):
-    with pytest.raises(ValueError, match="null is 'shuffled'; it must be one of labels, layer"):
-        rank_safety_heads(model, PROMPTS, null="shuffled")
     harmful = PromptSet("bare", PROMPTS.harmful, ())
     with pytest.raises(ValueError, match="bare has no harmless ones"):
         rank_safety_heads(model, harmful, null="random_init")

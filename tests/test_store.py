@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from safetyheads.engine import sweep
+from safetyheads.engine.execution import Execution
 from safetyheads.heads import HeadScores
-from safetyheads.interventions.ablating import ScalingContribution, ZeroAblation
+from safetyheads.interventions.ablations import ScalingContribution, ZeroAblation
 from safetyheads.metrics import RefusalShift
 from safetyheads.models.hooked import load_model
 from safetyheads.probes.single_heads import score_heads
@@ -156,7 +157,7 @@ small_run(sys.argv[1])
 
 def small_run(store):
     model = load_model(random_model(CONFIGS["llama"]()), tokenizer())
-    return score_heads(model, RAGGED, store=store, progress=False)
+    return score_heads(model, RAGGED, execution=Execution(store=store, progress=False))
 
 
 def test_a_killed_run_goes_on_where_it_was_and_ends_at_the_same_bytes(tmp_path, monkeypatch):
@@ -198,9 +199,14 @@ def test_no_other_run_is_mistaken_for_the_stored_one(tmp_path, monkeypatch):
     models = [load_model(random_model(CONFIGS["llama"](), seed=n), tokenizer()) for n in (0, 1)]
     poison = 77.0
 
-    def run(store, seed=0, prompts=RAGGED, version="1", **options):
-        monkeypatch.setattr("safetyheads.engine.measurement.version", lambda _: version)
-        return score_heads(models[seed], prompts, store=store, progress=False, **options)
+    def run(store, seed=0, prompts=RAGGED, version="1", rows=None, **options):
+        monkeypatch.setattr("safetyheads.inputs.version", lambda _: version)
+        return score_heads(
+            models[seed],
+            prompts,
+            execution=Execution(rows=rows, store=store, progress=False),
+            **options,
+        )
 
     run(tmp_path)
     (first,) = tmp_path.iterdir()
@@ -375,8 +381,6 @@ def test_a_save_that_was_killed_between_its_files_is_noticed(tmp_path, monkeypat
 
 def test_a_store_that_cannot_be_written_is_said_before_the_first_pass(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(
-        "safetyheads.probes.single_heads.sweep", lambda *_, **__: pytest.fail("it ran")
-    )
+    monkeypatch.setattr("safetyheads.engine.run.sweep", lambda *_, **__: pytest.fail("it ran"))
     with pytest.raises(PermissionError, match="cannot write in"):
         small_run(tmp_path / "file" / "store")

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from safetyheads.engine import sweep as module
+from safetyheads.engine.execution import Execution
+from safetyheads.engine.measurement import measure
 from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import (
-    AblateHead,
+from safetyheads.inputs import prepare
+from safetyheads.interventions.ablating import AblateHead
+from safetyheads.interventions.ablations import (
     MeanAblation,
     ResampleAblation,
     ScalingContribution,
@@ -25,6 +28,8 @@ from safetyheads.prompts import tokenize
 from tests.oracles import PlainModel, kl
 from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 
+QUIET = Execution(progress=False)
+
 LONG = [sentence(*range(10, 20), n, *range(30, 30 + n % 4)) for n in range(50, 57)]
 """Seven prompts that share eleven tokens, of four lengths."""
 
@@ -37,6 +42,10 @@ def model():
 def every_head(model, ablation=None):
     heads = [Head(la, he) for la in range(model.n_layers) for he in range(model.n_heads)]
     return [AblateHead(head, ablation or ZeroAblation()) for head in heads]
+
+
+def ships_of(model, prompts=RAGGED):
+    return measure(prepare(model, prompts), metric=Ships())
 
 
 def ids():
@@ -76,7 +85,7 @@ def test_where_resuming_goes_wrong_plain_passes_give_the_scores_and_a_warning_sa
     with pytest.warns(
         UserWarning, match="differs from the model's own forward pass .*exact and slow"
     ) as seen:
-        scores = score_heads(model, RAGGED, ablation=ablation, progress=False)
+        scores = score_heads(model, RAGGED, ablation=ablation, execution=QUIET)
     assert len(seen) == 1
     assert scores.provenance["engine"] == "plain"
     for (la, he), values in expected.items():
@@ -87,7 +96,7 @@ def test_where_resuming_goes_wrong_plain_passes_give_the_scores_and_a_warning_sa
 def test_a_model_that_can_be_resumed_gives_no_warning(model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        swept = sweep(model, tokenize(RAGGED, tokenizer()), every_head(model), Ships())
+        swept = sweep(ships_of(model), every_head(model))
     assert swept.exact_resume
     assert swept.readings.shape == (24, 3)
 
@@ -100,7 +109,7 @@ def test_weights_that_are_not_numbers_are_reported_with_the_remedy():
     with pytest.raises(
         ValueError, match=r"gives NaN logits on the untouched prompts.*load the model in float32"
     ):
-        score_heads(broken, RAGGED, progress=False)
+        score_heads(broken, RAGGED, execution=QUIET)
 
 
 def test_an_ablation_that_gives_no_number_names_the_heads(model):
@@ -119,7 +128,7 @@ def test_an_ablation_that_gives_no_number_names_the_heads(model):
     with pytest.raises(
         ValueError, match=r"ablating L1H2 of .* gives NaN logits; load the model in float32"
     ):
-        sweep(model, batch, every_head(model, Broken()), Ships())
+        sweep(ships_of(model, RAGGED[:1]), every_head(model, Broken()))
 
 
 def state_of(model):
@@ -156,10 +165,8 @@ def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, aft
 
     with pytest.raises(KeyboardInterrupt):
         sweep(
-            model,
-            batch,
+            ships_of(model),
             every_head(model, UndifferentiatedAttention(0.1)),
-            Ships(),
             rows=6,
             progress=interrupt,
         )
@@ -184,7 +191,7 @@ def test_an_error_inside_a_pass_leaves_the_model_as_it_was(model, monkeypatch, p
 
     handle = inner.register_forward_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        sweep(model, batch, every_head(model), Ships(), rows=4)
+        sweep(ships_of(model), every_head(model), rows=4)
     handle.remove()
     assert state_of(model) == before
     assert torch.equal(model.logits(batch.ids), logits)
@@ -196,7 +203,7 @@ def test_a_finished_sweep_leaves_the_model_as_it_was(model):
         model.logits(batch.ids),
         state_of(model),
     )  # TransformerLens sets up hooks in a first pass
-    sweep(model, batch, every_head(model, UndifferentiatedAttention(0.1)), Ships())
+    sweep(ships_of(model), every_head(model, UndifferentiatedAttention(0.1)))
     assert state_of(model) == before
     assert torch.equal(model.logits(batch.ids), logits)
 
@@ -204,13 +211,17 @@ def test_a_finished_sweep_leaves_the_model_as_it_was(model):
 @pytest.mark.parametrize("head", [Head(4, 0), Head(0, 6), Head(-1, 0)], ids=str)
 def test_a_head_that_is_not_there_is_refused(model, head):
     with pytest.raises(ValueError, match=f"{head} is not in .*layers 0-3 and heads 0-5"):
-        sweep(model, tokenize(RAGGED, tokenizer()), [AblateHead(head, ZeroAblation())], Ships())
+        sweep(ships_of(model), [AblateHead(head, ZeroAblation())])
 
 
 @pytest.mark.parametrize("rows", [0, -3])
 def test_a_batch_without_rows_is_refused(model, rows):
     with pytest.raises(ValueError, match=f"rows is {rows}; a forward pass needs at least one row"):
-        score_heads(model, RAGGED, rows=rows, progress=False)
+        score_heads(
+            model,
+            RAGGED,
+            execution=Execution(rows=rows, progress=False),
+        )
 
 
 def record(monkeypatch):
@@ -238,7 +249,12 @@ def record(monkeypatch):
 )
 def test_no_pass_has_more_rows_than_asked_for(model, monkeypatch, rows, ablation):
     seen = record(monkeypatch)
-    score_heads(model, LONG, ablation=ablation, rows=rows, progress=False)
+    score_heads(
+        model,
+        LONG,
+        ablation=ablation,
+        execution=Execution(rows=rows, progress=False),
+    )
     assert max(n for _, n, *_ in seen) <= rows
     assert max(n for _, n, *_ in seen) >= min(rows, 7)  # and the rows asked for are used
 
@@ -246,14 +262,7 @@ def test_no_pass_has_more_rows_than_asked_for(model, monkeypatch, rows, ablation
 def test_progress_counts_every_row_once(model):
     for rows in (1, 5, 64):
         done = []
-        sweep(
-            model,
-            tokenize(LONG, tokenizer()),
-            every_head(model),
-            Ships(),
-            rows=rows,
-            progress=done.append,
-        )
+        sweep(ships_of(model, LONG), every_head(model), rows=rows, progress=done.append)
         assert sum(done) == 24 * 7
         assert max(done) <= max(rows, 7)
 
@@ -262,7 +271,11 @@ def test_blocks_below_the_ablated_layer_are_run_once_and_not_once_a_head(model, 
     prompts = [sentence(n, n + 1, n + 2) for n in (10, 20, 30)]  # no prefix but BOS
     monkeypatch.setattr(module, "_find_kernel", lambda *_: "eager")
     seen = record(monkeypatch)
-    score_heads(model, prompts, rows=18, progress=False)
+    score_heads(
+        model,
+        prompts,
+        execution=Execution(rows=18, progress=False),
+    )
     n_layers, n_heads, n = 4, 6, 3
     top = n_layers - 1
     ablated = Counter()
@@ -284,14 +297,18 @@ def test_blocks_below_the_ablated_layer_are_run_once_and_not_once_a_head(model, 
 def test_the_ablated_layers_attention_is_not_run_again(model, monkeypatch):
     monkeypatch.setattr(module, "_find_kernel", lambda *_: "eager")
     seen = record(monkeypatch)
-    sweep(model, tokenize(RAGGED[:1], tokenizer()), every_head(model)[-6:], Ships(), rows=6)
+    sweep(ships_of(model, RAGGED[:1]), every_head(model)[-6:], rows=6)
     assert [(layer, what) for layer, rows, _, what in seen if rows == 6] == [(3, "rest")]
 
 
 def test_the_shared_prefix_is_run_once_a_variant_and_not_once_a_prompt(model, monkeypatch):
     monkeypatch.setattr(module, "_find_kernel", lambda *_: "eager")
     seen = record(monkeypatch)
-    score_heads(model, LONG, rows=14, progress=False)  # chunks of 7: two heads a pass
+    score_heads(
+        model,
+        LONG,
+        execution=Execution(rows=14, progress=False),
+    )  # chunks of 7: two heads a pass
     assert tokenize(LONG, tokenizer()).prefix_length == 11
     kinds = Counter((rows, width) for _, rows, width, _ in seen)
     passes = 3  # a layer
@@ -309,19 +326,19 @@ def test_the_shared_prefix_is_run_once_a_variant_and_not_once_a_prompt(model, mo
 
 
 def test_scores_do_not_depend_on_the_order_of_prompts_or_interventions(model):
-    forth = score_heads(model, LONG, progress=False).per_prompt
-    back = score_heads(model, LONG[::-1], progress=False).per_prompt
+    forth = score_heads(model, LONG, execution=QUIET).per_prompt
+    back = score_heads(model, LONG[::-1], execution=QUIET).per_prompt
     assert (forth - back.flip(-1)).abs().max() < 2e-6
-    batch, edits = tokenize(LONG, tokenizer()), every_head(model)
-    swept = sweep(model, batch, edits, Ships()).readings
-    assert (swept - sweep(model, batch, edits[::-1], Ships()).readings.flip(0)).abs().max() < 2e-6
-    some = sweep(model, batch, [edits[20], edits[3]], Ships()).readings
+    measurement, edits = ships_of(model, LONG), every_head(model)
+    swept = sweep(measurement, edits).readings
+    assert (swept - sweep(measurement, edits[::-1]).readings.flip(0)).abs().max() < 2e-6
+    some = sweep(measurement, [edits[20], edits[3]]).readings
     assert (some - swept[[20, 3]]).abs().max() < 2e-6
 
 
 def test_many_chunks_give_what_one_prompt_at_a_time_gives(model):
     prompts = [sentence(*range(10, 14), *range(20 + n, 22 + 2 * n)) for n in range(20)]
-    together = score_heads(model, prompts, metric=RefusalShift(), progress=False).per_prompt
+    together = score_heads(model, prompts, metric=RefusalShift(), execution=QUIET).per_prompt
     for n in (0, 7, 19):
-        alone = score_heads(model, [prompts[n]], metric=RefusalShift(), progress=False).per_prompt
+        alone = score_heads(model, [prompts[n]], metric=RefusalShift(), execution=QUIET).per_prompt
         assert (together[..., n] - alone[..., 0]).abs().max() < 1e-5

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from safetyheads.interventions.ablating import ScalingContribution
+from safetyheads.engine.execution import Execution
+from safetyheads.interventions.ablations import ScalingContribution
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
 from safetyheads.models.hooked import load_model
-from safetyheads.probes.single_heads import score_heads
-from safetyheads.probes.together import score_heads_together
+from safetyheads.probes.single_heads import score_heads, score_heads_together
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
 METRICS = [Ships(), RefusalShift(), GeneralizedShips("right", 2), GeneralizedShips("feature0")]
@@ -19,12 +19,13 @@ def model():
 
 
 def test_each_metric_scores_as_it_does_alone(model, tmp_path):
-    options = {"ablation": ScalingContribution(0.3), "rows": 5}
-    together = score_heads_together(model, RAGGED, METRICS, store=tmp_path, **options)
-    again = score_heads_together(model, RAGGED, METRICS, store=tmp_path, **options)
+    options = {"ablation": ScalingContribution(0.3)}
+    stored, rows = Execution(rows=5, store=tmp_path), Execution(rows=5)
+    together = score_heads_together(model, RAGGED, METRICS, execution=stored, **options)
+    again = score_heads_together(model, RAGGED, METRICS, execution=stored, **options)
     assert len(together) == len(METRICS)
     for metric, scores, resumed in zip(METRICS, together, again, strict=True):
-        alone = score_heads(model, RAGGED, metric=metric, **options)
+        alone = score_heads(model, RAGGED, metric=metric, execution=rows, **options)
         assert alone.values.abs().max() > 1e-3, "the comparison would be vacuous"
         assert torch.allclose(scores.values, alone.values, rtol=1e-6, atol=1e-7)
         assert torch.equal(scores.values, resumed.values)
@@ -38,13 +39,10 @@ def test_each_metric_scores_as_it_does_alone(model, tmp_path):
 
 
 def test_the_heads_run_once_for_all_metrics(model, monkeypatch):
-    import safetyheads.probes.together
+    from safetyheads.probes import single_heads
 
-    calls = []
-    real = safetyheads.probes.together.score_heads
-    monkeypatch.setattr(
-        safetyheads.probes.together, "score_heads", lambda *a, **k: calls.append(k) or real(*a, **k)
-    )
+    calls, real = [], single_heads.run
+    monkeypatch.setattr(single_heads, "run", lambda *a, **k: calls.append(k) or real(*a, **k))
     score_heads_together(model, RAGGED, METRICS)
     assert len(calls) == 1
 
@@ -52,8 +50,8 @@ def test_the_heads_run_once_for_all_metrics(model, monkeypatch):
 @pytest.mark.parametrize(
     ("metrics", "side", "message"),
     [
-        ([], "harmful", "there are 0 metrics and 3 harmful prompts"),
-        (METRICS, "harmless", "there are 4 metrics and 0 harmless prompts"),
+        ([], "harmful", "there are 0 metrics; give at least one"),
+        (METRICS, "harmless", "has no harmless prompts"),
         ([GeneralizedShips(rank=3)], "harmful", "needs at least 4 prompts"),
     ],
 )

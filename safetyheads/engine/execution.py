@@ -43,3 +43,7 @@ class Execution:
             )
         if not isinstance(self.progress, bool | None):
             raise ValueError(f"progress is {self.progress!r}; it must be True, False or None")
+
+
+HERE = Execution()
+"""In this process, with nothing stored."""

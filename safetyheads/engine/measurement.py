@@ -1,110 +1,88 @@
-"""What is settled before the first pass of a run?
-
-The model is open, the prompts are tokens, ablation and metric are complete, and the manifest says all that determines
-the numbers.
-"""
+"""What is settled before the first pass? A model, its prompts in tokens, what is done to it and what is read."""
 
 from collections.abc import Sequence
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
+from safetyheads.engine.execution import Execution
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import Ablation, UndifferentiatedAttention, describe
-from safetyheads.metrics import Metric, Ships
-from safetyheads.models.hooked import HookedModel, load_model
-from safetyheads.prompts import PromptSet, TokenBatch, load_prompts, tokenize
+from safetyheads.inputs import Inputs
+from safetyheads.interventions.ablating import AblateHead, AblateHeads
+from safetyheads.interventions.ablations import (
+    Ablation,
+    UndifferentiatedAttention,
+    as_ablation,
+    describe,
+)
+from safetyheads.metrics import Metric, Ships, as_metric
 
 
-class Run(NamedTuple):
-    """Everything that is settled before the first pass."""
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Everything that is settled before the first pass; `measure` makes one."""
 
-    model: HookedModel
-    batch: TokenBatch
-    ablation: Ablation
+    inputs: Inputs
     metric: Metric
-    rows: int | None
-    provenance: dict[str, Any]
+    """Complete: `Metric.prepare` has seen the tokenizer and the prompts."""
+    ablation: Ablation | None = None
+    """What is done to heads; None where the variants say themselves what they do."""
+    given: AblateHeads | None = None
+    """Heads that are ablated in every pass, besides the variant's own. The baseline is the model untouched."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What determines the numbers, but for the variants."""
+        about = {**self.inputs.provenance, "metric": describe(self.metric)}
+        if self.ablation is not None:
+            about["ablation"] = describe(self.ablation)
+        if self.given is not None:
+            about["given"] = [list(head) for head in self.given.heads]
+        return about
 
     @property
     def label(self) -> str:
-        """The prompts, for a progress bar."""
-        return f"{self.provenance['prompts']['name']} {self.provenance['prompts']['side']}"
+        """What is run, for a progress bar."""
+        name = "variants" if self.ablation is None else self.ablation.name
+        return f"{name}, {self.inputs.label}"
+
+    def heads(self, layers: Sequence[int] | None = None) -> list[Head]:
+        """Every head of some layers, or of all."""
+        model = self.inputs.model
+        asked = range(model.n_layers) if layers is None else layers
+        return [Head(layer, head) for layer in asked for head in range(model.n_heads)]
+
+    def variants(self, heads: Sequence[Head]) -> list[AblateHead]:
+        """Each head ablated alone, besides those that are given."""
+        return [AblateHead(head, self._done_to_heads) for head in heads]
+
+    def group(self, heads: Sequence[Head]) -> AblateHeads:
+        """Several heads ablated at once."""
+        return AblateHeads(tuple(heads), self._done_to_heads)
+
+    @property
+    def _done_to_heads(self) -> Ablation:
+        if self.ablation is None:
+            raise ValueError("this measurement does nothing to heads; make it with an ablation")
+        return self.ablation
+
+    def manifest(self, execution: Execution, **what: Any) -> dict[str, Any]:
+        """What a store's folder and a result say of themselves; `rows` moves the last bits of a number."""
+        return {**self.provenance, "rows": execution.rows, **what}
 
 
-def prepare_run(
-    model: Any,
-    prompts: PromptSet | Sequence[str] | str | Path,
-    ablation: Ablation | None,
-    metric: Metric | None,
-    side: str,
-    template: str | None,
-    rows: int | None,
-) -> Run:
-    """Open, tokenise and check everything that a run needs; the arguments are those of `score_heads`."""
-    ablation = UndifferentiatedAttention() if ablation is None else ablation
-    model, prompts = load_model(model), load_prompts(prompts)
-    if side not in ("harmful", "harmless"):
-        raise ValueError(f'side is {side!r}; it must be "harmful" or "harmless"')
-    if not (texts := getattr(prompts, side)):
-        raise ValueError(
-            f"{prompts.name} has no {side} prompts; score the other side, or give a set with both"
-        )
-    batch = tokenize(texts, model.tokenizer, template, max_length=model.context)
-    metric = (Ships() if metric is None else metric).prepare(model.tokenizer, batch.texts)
-    if "donor" in ablation.needs and len(batch.lengths) < 2:
+def measure(
+    inputs: Inputs, ablation: Ablation | str | None = None, metric: Metric | str | None = None
+) -> Measurement:
+    """Settle what is measured: values or names, by default `UndifferentiatedAttention()` and `Ships()`.
+
+    Raises ValueError for an unknown name or a class, for an ablation that borrows from another prompt where there is
+    none, and what `Metric.prepare` raises.
+    """
+    model, batch = inputs.model, inputs.batch
+    ablation = UndifferentiatedAttention() if ablation is None else as_ablation(ablation)
+    metric = Ships() if metric is None else as_metric(metric)
+    if "donor" in ablation.needs and len(batch) < 2:
         raise ValueError(
             f"{ablation} borrows from another prompt, and there is 1 prompt; give at least 2 prompts"
         )
-    provenance = provenance_of(model, batch, ablation, metric)
-    provenance["rows"] = rows
-    provenance["prompts"] = {
-        "name": prompts.name,
-        "side": side,
-        "count": len(batch.lengths),
-        "paired": prompts.paired,
-        "source": prompts.source,
-    }
-    return Run(model, batch, ablation, metric, rows, provenance)
-
-
-def prepare_runs(
-    model: HookedModel,
-    prompts: PromptSet,
-    ablations: Sequence[Ablation],
-    metric: Metric,
-    template: str | None,
-    rows: int | None,
-) -> list[Run]:
-    """The runs of a ranking: every ablation on the harmful prompts, then on the harmless ones where there are any."""
-    return [
-        prepare_run(model, prompts, ablation, metric, side, template, rows)
-        for side in (["harmful", "harmless"] if prompts.harmless else ["harmful"])
-        for ablation in ablations
-    ]
-
-
-def heads_of(layers: Sequence[int], model: HookedModel) -> list[Head]:
-    """Every head of some layers."""
-    return [Head(layer, head) for layer in layers for head in range(model.n_heads)]
-
-
-def provenance_of(
-    model: HookedModel, batch: Any, ablation: Ablation, metric: Metric
-) -> dict[str, Any]:
-    """Everything that determines a score: the model and its numerics, the tokens, the ablation, the
-    metric, the version."""
-    return {
-        "model": {
-            "name": model.name,
-            "n_layers": model.n_layers,
-            "n_heads": model.n_heads,
-            **model.provenance,
-        },
-        "device": model.device.type,
-        "template": batch.template,
-        "tokens": batch.fingerprint,
-        "ablation": describe(ablation),
-        "metric": describe(metric),
-        "safetyheads": version("safetyheads"),
-    }
+    return Measurement(inputs, metric.prepare(model.tokenizer, batch.texts), ablation)

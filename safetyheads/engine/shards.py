@@ -1,9 +1,9 @@
 """How is a sweep cut into pieces that other processes run?
 
-A shard is a run of layers with their heads, and all prompts. Prompts and the heads of a layer stay together: a forward
-pass then holds the same rows wherever it runs, so that the numbers are those of the local sweep to the bit (on the same
-kind of machine, with the same number of threads), and an ablation or metric that looks at the whole dataset has it. A
-shard is a value: it names the model, and the worker opens it.
+A shard is a run of layers with their variants, and all prompts. Prompts and the variants of a layer stay together: a
+forward pass then holds the same rows wherever it runs, so that the numbers are those of the local sweep to the bit (on
+the same kind of machine, with the same number of threads), and an ablation or metric that looks at the whole dataset
+has it. A shard is a value: it names the model, and the worker opens it.
 """
 
 import functools
@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from safetyheads.engine.executors import Executor
-from safetyheads.engine.sweep import Swept, sweep
-from safetyheads.interventions.ablating import AblateHead
+from safetyheads.engine.execution import Execution
+from safetyheads.engine.measurement import Measurement
+from safetyheads.engine.sweep import Swept, Variant, sweep
+from safetyheads.inputs import Inputs
+from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.metrics import Metric
 from safetyheads.models.hooked import HookedModel, ModelSource
 from safetyheads.prompts import TokenBatch
@@ -40,11 +42,13 @@ class Shard:
     """The model's provenance, which the worker's must equal."""
     batch: TokenBatch
     """The prompts as tokens; their texts stay behind."""
-    interventions: tuple[AblateHead, ...]
-    """All interventions of some layers, in the order of layers."""
+    variants: tuple[Variant, ...]
+    """All variants of some layers, in the order of layers."""
     metric: Metric
+    given: AblateHeads | None
+    """As in `Measurement`."""
     rows: int | None
-    """(head, prompt) rows in one forward pass, as for `sweep`."""
+    """(variant, prompt) rows in one forward pass, as for `sweep`."""
 
 
 class Part(NamedTuple):
@@ -67,10 +71,11 @@ def run_shard(shard: Shard) -> Part:
             f"a worker opened another {model.name} than the one that shares out ({'; '.join(lines)}); "
             "give all machines the same files and package versions"
         )
-    swept = sweep(model, shard.batch, shard.interventions, shard.metric, rows=shard.rows)
+    measurement = Measurement(Inputs(model, shard.batch, (), {}), shard.metric, given=shard.given)
+    swept = sweep(measurement, shard.variants, rows=shard.rows)
     readings = {}
     start = 0
-    for layer, some in itertools.groupby(shard.interventions, lambda i: i.first_layer):
+    for layer, some in itertools.groupby(shard.variants, lambda v: v.first_layer):
         end = start + len(list(some))
         readings[layer] = swept.readings[start:end].clone()
         start = end
@@ -88,13 +93,10 @@ def _comparable(provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def sweep_apart(
-    model: HookedModel,
-    batch: TokenBatch,
-    interventions: Sequence[AblateHead],
-    metric: Metric,
+    measurement: Measurement,
+    variants: Sequence[Variant],
+    execution: Execution,
     *,
-    executor: Executor,
-    rows: int | None,
     store: MutableMapping[str, Tensor] | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> Swept:
@@ -102,27 +104,30 @@ def sweep_apart(
 
     Raises ValueError if the model or an ablation cannot travel to another process, and what a worker raised.
     """
+    executor, prompts = execution.executor, len(measurement.inputs.batch)
+    if executor is None:
+        raise ValueError("this execution has no executor; give Execution(executor=...)")
     by_layer: dict[int, list[int]] = {}
-    for number, intervention in enumerate(interventions):
-        by_layer.setdefault(intervention.first_layer, []).append(number)
+    for number, variant in enumerate(variants):
+        by_layer.setdefault(variant.first_layer, []).append(number)
     known: dict[int, Tensor] = {}
     for layer, numbers in by_layer.items():
         if (readings := layer_readings(store, layer, len(numbers))) is not None:
             known[layer] = readings
-            progress(len(numbers) * len(batch.lengths))
+            progress(len(numbers) * prompts)
     exact = True
     missing = {
-        layer: [interventions[n] for n in numbers]
+        layer: [variants[n] for n in numbers]
         for layer, numbers in sorted(by_layer.items())
         if layer not in known
     }
     if missing:
-        whole = _shard(model, batch, metric, rows)
+        whole = _shard(measurement, execution.rows)
         shards = [
-            replace(whole, interventions=tuple(itertools.chain(*(missing[at] for at in some))))
+            replace(whole, variants=tuple(itertools.chain(*(missing[at] for at in some))))
             for some in cut(
                 {layer: len(edits) for layer, edits in missing.items()},
-                model.n_layers,
+                measurement.inputs.model.n_layers,
                 getattr(executor, "workers", 1),
             )
         ]
@@ -133,8 +138,8 @@ def sweep_apart(
                 if store is not None:
                     store[layer_key(layer)] = readings
                 known[layer] = readings
-                progress(len(readings) * len(batch.lengths))
-    in_order: list[Tensor] = [torch.empty(0)] * len(interventions)
+                progress(len(readings) * prompts)
+    in_order: list[Tensor] = [torch.empty(0)] * len(variants)
     for layer, numbers in by_layer.items():
         for number, reading in zip(numbers, known[layer], strict=True):
             in_order[number] = reading
@@ -142,7 +147,7 @@ def sweep_apart(
 
 
 def cut(heads: dict[int, int], n_layers: int, workers: int) -> Iterator[list[int]]:
-    """Runs of layers of about equal cost, low layers first: `heads` counts each layer's interventions.
+    """Runs of layers of about equal cost, low layers first: `heads` counts each layer's variants.
 
     A head ablated at layer l costs the blocks from l on. There are at least two shards a worker, as far as the layers
     go, and as many more as stay worth their beginning.
@@ -161,16 +166,25 @@ def cut(heads: dict[int, int], n_layers: int, workers: int) -> Iterator[list[int
     yield from bins.values()
 
 
-def _shard(model: HookedModel, batch: TokenBatch, metric: Metric, rows: int | None) -> Shard:
-    """A shard without interventions."""
+def _shard(measurement: Measurement, rows: int | None) -> Shard:
+    """A shard without variants."""
+    model, batch = measurement.inputs.model, measurement.inputs.batch
     if model.opened_from is None:
         raise ValueError(
             f"{model.name} was loaded by the caller, and a loaded model cannot travel to other processes; save it "
             "with model.save_pretrained(folder) and its tokenizer beside it, and give the folder (or a name, or a Hub "
             "id) instead, or leave executor out"
         )
-    texts = ("",) * len(batch.texts)
-    return Shard(model.opened_from, model.provenance, replace(batch, texts=texts), (), metric, rows)
+    bare = replace(batch, texts=("",) * len(batch))
+    return Shard(
+        source=model.opened_from,
+        model=model.provenance,
+        batch=bare,
+        variants=(),
+        metric=measurement.metric,
+        given=measurement.given,
+        rows=rows,
+    )
 
 
 def _require_picklable(shard: Shard) -> None:

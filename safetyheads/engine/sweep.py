@@ -34,14 +34,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from safetyheads.engine.measurement import Measurement
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import (
-    AblateHead,
-    AblateHeads,
-    Ablation,
-    HeadActs,
-    ZeroAblation,
-)
+from safetyheads.interventions.ablating import AblateHead, AblateHeads
+from safetyheads.interventions.ablations import Ablation, HeadActs, ZeroAblation
 from safetyheads.metrics import LastToken, Metric, kl_divergence
 from safetyheads.models.hooked import AttentionActs, HookedModel, ZEdit
 from safetyheads.models.replaying import BlockCall, Packing, SharedPrefix, mask_of
@@ -71,37 +67,34 @@ class Swept(NamedTuple):
 
 @torch.inference_mode()
 def sweep(
-    model: HookedModel,
-    batch: TokenBatch,
-    interventions: Sequence[Variant],
-    metric: Metric,
+    measurement: Measurement,
+    variants: Sequence[Variant],
     *,
-    given: AblateHeads | None = None,
     rows: int | None = None,
     store: MutableMapping[str, Tensor] | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> Swept:
-    """Run every intervention on every prompt and keep what the metric reads.
+    """Run every variant on every prompt and keep what the metric reads.
 
-    The heads of `given` are ablated in every pass, besides the intervention's own; the baseline is the model untouched
-    all the same. Mean and resample ablation take their reference from the untouched model too.
+    What the measurement has given is ablated in every pass, besides the variant's own; the baseline is the model
+    untouched all the same. Mean and resample ablation take their reference from the untouched model too.
 
-    `rows` bounds the (head, prompt) rows in one forward pass, and with it the memory; by default a pass has about
+    `rows` bounds the (variant, prompt) rows in one forward pass, and with it the memory; by default a pass has about
     `TOKENS_A_PASS` tokens. `store` gets the readings of each finished layer and is asked before one is run. `progress`
     is called with the number of rows just finished.
 
-    Raises ValueError if the logits are not finite, or an intervention names a head that the model does not have or that
-    is given.
+    Raises ValueError if the logits are not finite, or a variant names a head that the model does not have or that is
+    given.
     """
-    if rows is not None and rows < 1:
-        raise ValueError(f"rows is {rows}; a forward pass needs at least one row")
-    if not interventions:
-        raise ValueError("there are no interventions to run; give at least one")
-    for intervention in interventions:
-        _require_heads(model, intervention, given)
+    model, batch = measurement.inputs.model, measurement.inputs.batch
+    given, metric = measurement.given, measurement.metric
+    if not variants:
+        raise ValueError("there are no variants to run; give at least one")
+    for variant in variants:
+        _require_heads(model, variant, given)
     groups = layout(batch, rows, model.device.type)
     longest = batch.select(groups[-1].prompts[-2:])
-    kernel = _find_kernel(model, longest, interventions[len(interventions) // 2], given)
+    kernel = _find_kernel(model, longest, variants[len(variants) // 2], given)
     calls: _Calls = {}
 
     def start() -> list[_Chunk]:
@@ -109,25 +102,25 @@ def sweep(
 
     chunks = start()
     baseline = _in_order(chunks, [chunk.take_baseline(metric) for chunk in chunks])
-    if given is not None or any(isinstance(i, AblateHeads) for i in interventions):
-        references = _references(start(), [*interventions, *([given] if given else [])])
+    if given is not None or any(isinstance(v, AblateHeads) for v in variants):
+        references = _references(start(), [*variants, *([given] if given else [])])
         for chunk in chunks:
             chunk.given, chunk.references = given, references
     readings: dict[int, Tensor] = {}
-    for layer in range(max(i.first_layer for i in interventions) + 1):
-        variants = [n for n, i in enumerate(interventions) if i.first_layer == layer]
-        known = layer_readings(store, layer, len(variants)) if variants else None
-        if known is None and variants:
-            edits = [interventions[n] for n in variants]
+    for layer in range(max(v.first_layer for v in variants) + 1):
+        numbers = [n for n, v in enumerate(variants) if v.first_layer == layer]
+        known = layer_readings(store, layer, len(numbers)) if numbers else None
+        if known is None and numbers:
+            edits = [variants[n] for n in numbers]
             known = _sweep_layer(chunks, edits, metric, baseline, progress)
             if store is not None:
                 store[layer_key(layer)] = known
         elif known is not None:
-            progress(len(variants) * len(batch.lengths))
+            progress(len(numbers) * len(batch))
         for chunk in chunks:
             chunk.advance()
-        readings.update(zip(variants, known if known is not None else [], strict=True))
-    return Swept(torch.stack([readings[n] for n in range(len(interventions))]), kernel != "plain")
+        readings.update(zip(numbers, known if known is not None else [], strict=True))
+    return Swept(torch.stack([readings[n] for n in range(len(variants))]), kernel != "plain")
 
 
 def _sweep_layer(
@@ -592,7 +585,7 @@ def _require_heads(model: HookedModel, variant: Variant, given: AblateHeads | No
         model.require_head(*head)
     if given and (twice := set(variant.heads) & set(given.heads)):
         raise ValueError(
-            f"{', '.join(map(str, sorted(twice)))} is ablated already, as given; leave it out of the interventions"
+            f"{', '.join(map(str, sorted(twice)))} is ablated already, as given; leave it out of the variants"
         )
 
 

@@ -1,159 +1,18 @@
-"""What can one do to a forward pass?
-
-Ablations of one query head, written as functions from what the head computes before W_O to what is put in its place.
-All positions of the prompt are ablated, as in Zhou et al. 2025 (arXiv:2410.13708, Eq. 7 and 8). Under grouped-query
-attention every ablation acts on one query head and leaves the keys and values that it shares alone.
-"""
+"""Which heads are ablated: one, or several at once?"""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from safetyheads.heads import Head
+from safetyheads.heads import Head, parse_heads
+from safetyheads.interventions.ablations import Ablation, HeadActs, as_ablation
 from safetyheads.models.hooked import HookedModel, ZEdit
 from safetyheads.prompts import TokenBatch
-
-
-class HeadActs(NamedTuple):
-    """What one head has before W_O, on a batch of rows; the optional fields are there when
-    `Ablation.needs` names them."""
-
-    z: Float[Tensor, "row query d_head"]
-    """The head's output: its attention pattern times its values."""
-    v: Float[Tensor, "row key d_head"]
-    """The values it reads; grouped-query heads of one group share them. With a cache there are more keys than
-    queries."""
-    visible: Bool[Tensor, "row query key"]
-    """Which keys each query may see, from the model's own mask (padding and sliding windows included)."""
-    scores: Float[Tensor, "row query key"] | None = None
-    """Attention scores before the softmax, after QK-norm and rotary embedding, any softcap undone."""
-    softcap: float | None = None
-    """The bound of tanh soft-capping on the scores, or None (Gemma-2 has 50)."""
-    mean: Float[Tensor, " d_head"] | None = None
-    """Mean of `z` over all real tokens of all prompts."""
-    donor: Float[Tensor, "row query d_head"] | None = None
-    """The same head's `z` on another prompt, aligned token by token."""
-
-
-@runtime_checkable
-class Ablation(Protocol):
-    """A frozen value that is also a function: the head's activations in, what replaces `z` out."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def needs(self) -> frozenset[str]: ...
-    def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]: ...
-
-
-@dataclass(frozen=True)
-class UndifferentiatedAttention:
-    """Attend to all visible tokens alike (Ships, Eq. 7): softmax(epsilon q k^T / sqrt(d_head)) v.
-
-    epsilon = 0 is the limit and has a closed form: the mean of the visible values (for causal attention, a running
-    mean). epsilon > 0 scales the query where the paper's code does, and after QK-norm where the model has one (before
-    it, the norm would undo the scaling). The paper's text has epsilon = 1e-5; its code has 1e-4, 1e-5 and 1e-10.
-
-    >>> v = torch.tensor([[[2.0], [4.0]]]); causal = torch.tensor([[[True, False], [True, True]]])
-    >>> UndifferentiatedAttention()(HeadActs(z=v, v=v, visible=causal)).flatten().tolist()
-    [2.0, 3.0]
-    """
-
-    epsilon: float = 0.0
-    """Factor on the query."""
-    name: ClassVar[str] = "undifferentiated_attention"
-
-    def __post_init__(self) -> None:
-        if self.epsilon < 0:
-            raise ValueError(f"epsilon is {self.epsilon}; it scales the query and must be >= 0")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"scores"} if self.epsilon else ())
-
-    def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
-        scores = torch.zeros_like(acts.visible, dtype=torch.float32)
-        if self.epsilon:
-            scores = _given(acts.scores, self).float() * self.epsilon
-            if acts.softcap:
-                scores = acts.softcap * torch.tanh(scores / acts.softcap)
-        # A query that sees nothing is padding; whatever it gets must be a number.
-        hidden = ~acts.visible & acts.visible.any(-1, keepdim=True)
-        pattern = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        return pattern.to(acts.v.dtype) @ acts.v
-
-
-@dataclass(frozen=True)
-class ScalingContribution:
-    """Scale the head's output by epsilon before W_O (Ships, Eq. 8).
-
-    >>> z = torch.ones(1, 1, 2); itself = torch.ones(1, 1, 1, dtype=torch.bool)
-    >>> ScalingContribution(0.5)(HeadActs(z, z, itself)).tolist()
-    [[[0.5, 0.5]]]
-    """
-
-    epsilon: float = 1e-5
-    """Factor on the head's output."""
-    name: ClassVar[str] = "scaling_contribution"
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
-        return acts.z * self.epsilon
-
-
-@dataclass(frozen=True)
-class ZeroAblation:
-    """Replace the head's output by zero: what scaling contribution is in the limit."""
-
-    name: ClassVar[str] = "zero"
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
-        return torch.zeros_like(acts.z)
-
-
-@dataclass(frozen=True)
-class MeanAblation:
-    """Replace the head's output by its mean over all real tokens of the prompts that are scored.
-
-    The mean is over data. The paper's code has a "mean mask" that averages over the heads of a layer: a
-    different thing.
-    """
-
-    name: ClassVar[str] = "mean"
-    needs: ClassVar[frozenset[str]] = frozenset({"mean"})
-
-    def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
-        return _given(acts.mean, self).expand_as(acts.z)
-
-
-@dataclass(frozen=True)
-class ResampleAblation:
-    """Replace the head's output by the same head's output on another of the prompts.
-
-    Which prompt lends to which is a cycle drawn from `seed`. Tokens are aligned from the start over the prefix that all
-    prompts share, and from the end after it, so that a template's tokens meet their own kind; where the other prompt is
-    shorter, its first token after the prefix is repeated.
-    """
-
-    seed: int = 0
-    """Seed of the assignment of prompts to prompts."""
-    name: ClassVar[str] = "resample"
-    needs: ClassVar[frozenset[str]] = frozenset({"donor"})
-
-    def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
-        return _given(acts.donor, self)
-
-
-def _given(value: Tensor | None, ablation: Ablation) -> Tensor:
-    if value is None:
-        raise ValueError(f"{ablation} needs HeadActs.{', '.join(ablation.needs)}, which is None")
-    return value
 
 
 @dataclass(frozen=True)
@@ -162,6 +21,10 @@ class AblateHead:
 
     head: Head
     ablation: Ablation
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "head", parse_heads([self.head])[0])
+        object.__setattr__(self, "ablation", as_ablation(self.ablation))
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -188,11 +51,15 @@ class AblateHeads:
     """
 
     heads: tuple[Head, ...]
+    """Heads, or their names."""
     ablation: Ablation
+    """What is done to them, or its name."""
     mean: Float[Tensor, "layer head d_head"] | None = field(default=None, compare=False, repr=False)
     """What `mean_z` gives: what mean ablation writes while the heads are ablated in flight."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", parse_heads(self.heads))
+        object.__setattr__(self, "ablation", as_ablation(self.ablation))
         if not self.heads or len(set(self.heads)) < len(self.heads):
             raise ValueError(
                 f"the heads are {', '.join(map(str, self.heads)) or 'none'}; "
@@ -253,99 +120,3 @@ def mean_z(model: HookedModel, batch: TokenBatch) -> Float[Tensor, "layer head d
             resid = acts.resid_post
             total[layer] += acts.z[real[rows]].float().sum(0)
     return (total / real.sum()).to(model.dtype)
-
-
-@dataclass(frozen=True)
-class BypassLayers:
-    """Whole layers left out: what enters a block goes on to the next one unchanged, h_{l+1} = h_l.
-
-    "Jailbreaking Leaves a Trace" (arXiv:2602.11495) does this to the layers where a prompt looks like a jailbreak.
-
-    Raises ValueError if no layer is named, or one lies below 0.
-    """
-
-    layers: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.layers or min(self.layers) < 0:
-            raise ValueError(
-                f"the layers are {', '.join(map(str, self.layers)) or 'none'}; "
-                "name at least one, counted from 0"
-            )
-
-    @property
-    def first_layer(self) -> int:
-        """The layer from which on the pass differs from the baseline."""
-        return min(self.layers)
-
-    @contextlib.contextmanager
-    def active(self, model: HookedModel) -> Iterator[None]:
-        """Within the context, every forward pass of the model leaves these layers out, in generation too.
-
-        The blocks still run, so that a cache of keys and values stays whole; only their output is dropped.
-
-        Raises ValueError for a layer that the model does not have.
-        """
-        if max(self.layers) >= model.n_layers:
-            raise ValueError(
-                f"layer {max(self.layers)} is not in {model.name}: it has layers 0-{model.n_layers - 1}"
-            )
-        with model.bypassing(self.layers):
-            yield
-
-
-@runtime_checkable
-class Intervention(Protocol):
-    """Anything that can be switched on: `AblateHead`, `AblateHeads`, `BypassLayers`, or your own."""
-
-    def active(self, model: HookedModel) -> contextlib.AbstractContextManager[None]: ...
-
-
-BASELINE = "baseline"
-"""The name of the untouched model among named interventions."""
-
-
-def named_interventions(interventions: Mapping[str, Any] | None) -> dict[str, list[Any]]:
-    """Each name with the list of what is switched on for it, from one intervention, several, or None for none.
-
-    The untouched model comes first, as "baseline", where no value is None or empty.
-
-    >>> list(named_interventions({"L3H7": AblateHead(Head(3, 7), ZeroAblation())}))
-    ['baseline', 'L3H7']
-    """
-    named: dict[str, list[Any]] = {}
-    for name, value in (interventions or {}).items():
-        several = isinstance(value, Sequence) and not isinstance(value, Intervention)
-        stack = [] if value is None else list(value) if several else [value]
-        for one in stack:
-            if not isinstance(one, Intervention):
-                raise ValueError(
-                    f"intervention {name!r} is or holds a {type(one).__name__}, which has no active(model): "
-                    "give AblateHeads(...), several interventions in a list, or None for the untouched model"
-                )
-        named[str(name)] = stack
-    if any(not stack for stack in named.values()):
-        return named
-    if BASELINE in named:
-        raise ValueError(
-            f"{BASELINE!r} names the untouched model: give another name to that intervention"
-        )
-    return {BASELINE: [], **named}
-
-
-@contextlib.contextmanager
-def all_active(interventions: Sequence[Any], model: HookedModel) -> Iterator[None]:
-    """Within the context, all of these interventions are switched on."""
-    with contextlib.ExitStack() as open_ones:
-        for intervention in interventions:
-            open_ones.enter_context(intervention.active(model))
-        yield
-
-
-def describe(value: Any) -> dict[str, Any]:
-    """Name and fields of an ablation or a metric, for a manifest.
-
-    >>> describe(ScalingContribution())
-    {'name': 'scaling_contribution', 'epsilon': 1e-05}
-    """
-    return {"name": value.name, **asdict(value)}

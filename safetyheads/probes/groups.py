@@ -11,9 +11,9 @@ less than the whole, and what the model does with nothing but the group.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safetyheads.engine.measurement import Run, heads_of, prepare_run
-from safetyheads.engine.sweep import Variant, sweep
-from safetyheads.heads import Head
-from safetyheads.interventions.ablating import AblateHead, AblateHeads, Ablation
+from safetyheads.engine.execution import HERE, Execution
+from safetyheads.engine.measurement import Measurement, measure
+from safetyheads.engine.run import run
+from safetyheads.engine.sweep import Variant
+from safetyheads.heads import Head, heads_like, parse_heads
+from safetyheads.inputs import Side, Source, prepare
+from safetyheads.interventions.ablations import Ablation
 from safetyheads.metrics import Metric
-from safetyheads.prompts import PromptSet
 from safetyheads.storage.files import writable_folder, write_whole
-from safetyheads.storage.store import Store
 
 if TYPE_CHECKING:
     import pandas
@@ -209,192 +210,173 @@ _PLAIN = (
 )
 
 
+@dataclass(frozen=True)
+class GroupSearch:
+    """How wide a search goes: pass it as `search`.
+
+    Raises ValueError for a search without a step, a random group or a head.
+    """
+
+    steps: int = 3
+    """The size of the group; each step runs every head once."""
+    samples: int = 20
+    """Random groups of every size, drawn from the same layers."""
+    pair_heads: int = 6
+    """Heads that are tried in pairs: the group, filled up with the heads that score most alone."""
+    seed: int = 0
+    """Seed of the random groups."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; a group has at least one head")
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; a null needs at least one random group")
+
+
 def search_heads(
     model: Any,
-    prompts: PromptSet | Sequence[str] | str | Path,
+    prompts: Source,
+    search: GroupSearch = GroupSearch(),
     *,
-    steps: int = 3,
-    ablation: Ablation | None = None,
-    metric: Metric | None = None,
-    side: str = "harmful",
+    ablation: Ablation | str | None = None,
+    metric: Metric | str | None = None,
+    side: Side = "harmful",
     template: str | None = None,
-    samples: int = 20,
-    pair_heads: int = 6,
-    seed: int = 0,
-    rows: int | None = None,
-    store: str | Path | None = None,
-    progress: bool | None = None,
+    execution: Execution = HERE,
 ) -> HeadGroup:
     """Search greedily for the heads whose joint ablation matters most (sahara).
 
-    `model`, `prompts`, `ablation`, `metric`, `side`, `template`, `rows` and `progress` are those of `score_heads`.
-    `steps` is the size of the group; each step runs every head once. `samples` is the number of random groups, drawn
-    from the same layers by `seed`, of every size. `pair_heads` is how many heads are tried in pairs: the group, filled
-    up with the heads that score most alone. `store` names a folder where finished layers are kept: a search that was
-    killed goes on from there.
+    The other arguments are those of `score_heads`.
 
-    Raises ValueError if `steps` or `samples` is not positive, or `steps` leaves no head over, and what `score_heads`
-    raises.
+    Raises ValueError if the steps leave no head over, and what `score_heads` raises.
     """
-    run = prepare_run(model, prompts, ablation, metric, side, template, rows)
-    everyone = heads_of(range(run.model.n_layers), run.model)
-    if not 1 <= steps < len(everyone):
+    if not isinstance(search, GroupSearch):
+        raise ValueError(f"search is {search!r}; give GroupSearch(steps={search!r}) or the like")
+    inputs = prepare(model, prompts, side=side, template=template)
+    measurement = measure(inputs, ablation, metric)
+    everyone = measurement.heads()
+    if search.steps >= len(everyone):
         raise ValueError(
-            f"steps is {steps}; {run.model.name} has {len(everyone)} heads: take from 1 to one less"
+            f"steps is {search.steps}; {inputs.model.name} has {len(everyone)} heads: take from 1 to one less"
         )
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; a null needs at least one random group")
-    passes = sum(len(everyone) - step for step in range(steps)) + samples * (steps + 1) + 2
-    passes += max(pair_heads, steps) * (max(pair_heads, steps) - 1) // 2
-    with _bar(passes * len(run.batch.lengths), f"groups, {run.label}", progress) as bar:
-        scorer = _Scorer(run, store, bar.update)
-        group, candidates = _search(scorer, everyone, steps)
-        alone = candidates[0]
-        order = _best_first(alone, run.metric)
-        tried = tuple(dict.fromkeys([*group, *(everyone[n] for n in order)]))
-        tried = tried[: max(pair_heads, steps)]
-        pairs = list(combinations(range(len(tried)), 2))
-        drawn = list(_random_groups(group, run.model.n_heads, samples, seed))
-        kept = [tuple(head for head in everyone if head not in g) for g in (group, *drawn)]
-        groups = [
-            *(tuple(g[:size]) for size in range(1, steps + 1) for g in drawn),
+    scorer = _Scorer(measurement, execution)
+    group, candidates = _search(scorer, search.steps)
+    alone = candidates[0]
+    order = _best_first(alone, measurement.metric)
+    tried = tuple(dict.fromkeys([*group, *(everyone[n] for n in order)]))
+    tried = tried[: max(search.pair_heads, search.steps)]
+    pairs = list(combinations(range(len(tried)), 2))
+    drawn = list(islice(heads_like(group, inputs.model.n_heads, search.seed), search.samples))
+    kept = [tuple(head for head in everyone if head not in g) for g in (group, *drawn)]
+    scores = scorer.groups(
+        [
+            *(tuple(g[:size]) for size in range(1, search.steps + 1) for g in drawn),
             *((tried[a], tried[b]) for a, b in pairs),
             *kept,
             tuple(everyone),
         ]
-        scores = scorer.groups(groups)
-    null, joint, only, everything = scores.split([steps * samples, len(pairs), samples + 1, 1])
+    )
+    null, joint, only, everything = scores.split(
+        [search.steps * search.samples, len(pairs), search.samples + 1, 1]
+    )
     together = torch.diag(torch.stack([alone[head] for head in tried]))
     for (a, b), score in zip(pairs, joint, strict=True):
         together[a, b] = together[b, a] = score
+    manifest = measurement.manifest(execution, search=asdict(search))
     return HeadGroup(
         heads=tuple(group),
         scores=torch.stack([candidates[n][head] for n, head in enumerate(group)]),
         candidates=candidates,
-        null=null.reshape(steps, samples),
+        null=null.reshape(search.steps, search.samples),
         pair_heads=tried,
         pairs=together,
         only=only[0].item(),
         everything=everything.item(),
         only_null=only[1:].clone(),
-        ablation=run.ablation.name,
-        metric=run.metric.name,
-        unit=run.metric.unit,
-        largest_first=run.metric.largest_first,
-        provenance={
-            **run.provenance,
-            "search": {"steps": steps, "samples": samples, "seed": seed, "pair_heads": pair_heads},
-            "engine": "resumed" if scorer.exact else "plain",
-        },
+        ablation=manifest["ablation"]["name"],
+        metric=measurement.metric.name,
+        unit=measurement.metric.unit,
+        largest_first=measurement.metric.largest_first,
+        provenance={**manifest, "engine": "resumed" if scorer.exact else "plain"},
     )
 
 
 def score_groups(
     model: Any,
-    prompts: PromptSet | Sequence[str] | str | Path,
+    prompts: Source,
     groups: Sequence[Sequence[Head | str]],
     *,
-    ablation: Ablation | None = None,
-    metric: Metric | None = None,
-    side: str = "harmful",
+    ablation: Ablation | str | None = None,
+    metric: Metric | str | None = None,
+    side: Side = "harmful",
     template: str | None = None,
-    rows: int | None = None,
-    progress: bool | None = None,
+    execution: Execution = HERE,
 ) -> Float[Tensor, " group"]:
     """Score groups of heads, each ablated all at once: a group on prompts that the search did not see, say.
 
     `groups` holds heads or their names, such as `[["L3H7"], ["L3H7", "L5H1"]]`; the other arguments are those of
     `score_heads`. Returns the scores in the metric's unit.
 
-    Raises ValueError for an empty group or one that names a head twice, and what `score_heads` raises.
+    Raises ValueError for an empty group or one that names a head twice, a list of heads where a list of groups is
+    meant, and what `score_heads` raises.
     """
-    run = prepare_run(model, prompts, ablation, metric, side, template, rows)
-    parsed = [tuple(Head.parse(head) for head in group) for group in groups]
-    with _bar(len(parsed) * len(run.batch.lengths), f"groups, {run.label}", progress) as bar:
-        return _Scorer(run, None, bar.update).groups(parsed)
+    parsed = [_group(group) for group in ([groups] if isinstance(groups, str) else groups)]
+    inputs = prepare(model, prompts, side=side, template=template)
+    return _Scorer(measure(inputs, ablation, metric), execution).groups(parsed)
+
+
+def _group(group: Any) -> tuple[Head, ...]:
+    if isinstance(group, str | Head):
+        raise ValueError(
+            f"groups holds {str(group)!r}, which is one head: a list of groups is meant, each a list of heads: "
+            f'[["{group}", ...]] for one group, [["{group}"], ...] for groups of one head'
+        )
+    return parse_heads(group)
 
 
 class _Scorer:
-    """Scores sets of heads on the prompts of a run."""
+    """Scores sets of heads under one measurement."""
 
-    def __init__(
-        self, run: Run, store: str | Path | None, progress: Callable[[int], object]
-    ) -> None:
-        self.run, self.store, self.progress = run, store, progress
-        self.exact = True
+    def __init__(self, measurement: Measurement, execution: Execution) -> None:
+        self.measurement, self.execution, self.exact = measurement, execution, True
 
     def groups(self, groups: Sequence[tuple[Head, ...]]) -> Float[Tensor, " group"]:
         """Each group ablated at once."""
         named = [[list(head) for head in group] for group in groups]
-        return self._score(
-            [AblateHeads(group, self.run.ablation) for group in groups], None, {"groups": named}
-        )
+        variants = [self.measurement.group(group) for group in groups]
+        return self._score(self.measurement, variants, groups=named)
 
     def with_given(
         self, heads: Sequence[Head], given: Sequence[Head]
     ) -> Float[Tensor, " candidate"]:
         """Each head ablated together with all that are given."""
-        ablation = self.run.ablation
-        variants = [AblateHead(head, ablation) for head in heads]
-        group = AblateHeads(tuple(given), ablation) if given else None
-        return self._score(variants, group, {"given": [list(head) for head in given]})
+        group = self.measurement.group(given) if given else None
+        measurement = replace(self.measurement, given=group)
+        return self._score(measurement, measurement.variants(heads))
 
     def _score(
-        self, variants: Sequence[Variant], given: AblateHeads | None, what: dict[str, Any]
+        self, measurement: Measurement, variants: Sequence[Variant], **what: Any
     ) -> Float[Tensor, " variant"]:
-        run = self.run
-        swept = sweep(
-            run.model,
-            run.batch,
-            variants,
-            run.metric,
-            given=given,
-            rows=run.rows,
-            store=None if self.store is None else Store(self.store, {**run.provenance, **what}),
-            progress=self.progress,
-        )
+        swept = run(measurement, variants, self.execution, **what)
         self.exact = self.exact and swept.exact_resume
-        return run.metric.score(swept.readings)[0].float().cpu()
+        return measurement.metric.score(swept.readings)[0].float().cpu()
 
 
-def _search(
-    scorer: _Scorer, everyone: Sequence[Head], steps: int
-) -> tuple[list[Head], Float[Tensor, "step layer head"]]:
+def _search(scorer: _Scorer, steps: int) -> tuple[list[Head], Float[Tensor, "step layer head"]]:
     """The group, and the score of every candidate at every step."""
-    model = scorer.run.model
+    measurement = scorer.measurement
+    model = measurement.inputs.model
     group: list[Head] = []
     candidates = torch.full((steps, model.n_layers, model.n_heads), torch.nan)
     for step in range(steps):
-        left = [head for head in everyone if head not in group]
+        left = [head for head in measurement.heads() if head not in group]
         scores = scorer.with_given(left, group)
         for head, score in zip(left, scores, strict=True):
             candidates[step][head] = score
-        group.append(left[_best_first(scores, scorer.run.metric)[0]])
+        group.append(left[_best_first(scores, measurement.metric)[0]])
     return group, candidates
 
 
 def _best_first(scores: Float[Tensor, "*head"], metric: Metric) -> list[int]:
     """Positions in the flattened scores, the one that counts most first; the first of equals first."""
     return scores.flatten().argsort(descending=metric.largest_first, stable=True).tolist()
-
-
-def _random_groups(
-    group: Sequence[Head], n_heads: int, samples: int, seed: int
-) -> Iterator[tuple[Head, ...]]:
-    """Random heads of the same layers, one for each of the group, none twice; the group's own only where a layer has
-    too few others."""
-    generator = torch.Generator().manual_seed(seed)
-    layers = sorted({head.layer for head in group})
-    for _ in range(samples):
-        queues = {}
-        for layer in layers:
-            order = torch.randperm(n_heads, generator=generator).tolist()
-            heads = [Head(layer, n) for n in order]
-            queues[layer] = iter(sorted(heads, key=lambda head: head in group))
-        yield tuple(next(queues[head.layer]) for head in group)
-
-
-def _bar(total: int, label: str, shown: bool | None) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc=label, unit="pass", disable=None if shown is None else not shown)

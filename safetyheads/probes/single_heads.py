@@ -2,251 +2,334 @@
 
 Ships and its relatives (Zhou et al., "On the Role of Attention Heads in Large Language Model Safety", ICLR 2025,
 arXiv:2410.13708): every query head is ablated in turn and the next token's distribution, or the whole dataset's final
-states, are compared with the untouched model's. Where paper and code differ, `metrics.py` and `interventions.py` say
-which was followed; the template is the caller's choice, since the code uses three.
+states, are compared with the untouched model's. Where paper and code differ, `metrics.py` and `interventions` say which
+was followed; the template is the caller's choice, since the code uses three.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safetyheads.engine.executors import Executor
-from safetyheads.engine.measurement import Run, heads_of, prepare_run
-from safetyheads.engine.shards import note_engine, sweep_apart
-from safetyheads.engine.sweep import Swept, sweep
+from safetyheads.engine.execution import HERE, Execution
+from safetyheads.engine.measurement import Measurement, measure
+from safetyheads.engine.run import run
+from safetyheads.engine.sweep import Swept
 from safetyheads.heads import Head, HeadScores
-from safetyheads.interventions.ablating import AblateHead, Ablation
-from safetyheads.metrics import Metric
-from safetyheads.prompts import PromptSet
-from safetyheads.screening.screened import Screened, estimate_heads, score_screened
-from safetyheads.storage.store import Store
+from safetyheads.inputs import Inputs, Side, Source, prepare
+from safetyheads.interventions.ablations import Ablation, as_ablations
+from safetyheads.metrics import LastToken, Metric, as_metric
+from safetyheads.progress import bar
+from safetyheads.screening.screened import (
+    Method,
+    Screened,
+    as_method,
+    estimate_heads,
+    score_screened,
+)
+from safetyheads.storage.store import store_name
 
 
 def score_heads(
     model: Any,
-    prompts: PromptSet | Sequence[str] | str | Path,
+    prompts: Source,
     *,
-    ablation: Ablation | None = None,
-    metric: Metric | None = None,
-    side: str = "harmful",
+    ablation: Ablation | str | None = None,
+    metric: Metric | str | None = None,
+    side: Side = "harmful",
     template: str | None = None,
-    rows: int | None = None,
-    store: str | Path | None = None,
-    executor: Executor | None = None,
-    method: str | Screened = "exact",
-    estimates: Float[Tensor, "layer head"] | None = None,
-    progress: bool | None = None,
+    method: Method = "exact",
+    execution: Execution = HERE,
 ) -> HeadScores:
     """Score every query head of a model on the prompts of a set (ships, generalized ships).
 
-    `model` and `prompts` are whatever `load_model` and `load_prompts` take. `ablation` defaults to
-    `UndifferentiatedAttention()`, `metric` to `Ships()`. `side` says which prompts of the set are scored,
-    "harmful" or "harmless". `template` is "chat", "bare", "query" or a string with `{q}`; by default "chat"
-    where the tokenizer has a chat template, else "bare". `rows` bounds the (head, prompt) rows that run
-    together, and with it the memory. `store` names a folder where finished layers are kept: a run that was
-    killed goes on from there (the key has the name and the fields of an ablation of your own, not its
-    code). `executor` says where the passes run: `process_map(...)`, `ray_map(...)` or anything that maps like
-    `map`; the model must then be given by name, path or Hub id. `method` is "exact", or "screened" (or
-    `Screened(...)`): all heads are estimated, the best are run exactly, and so is a random sample of the others;
-    `HeadScores.exact` says which scores are exact, `HeadScores.audit` what may be missed. `estimates` are those of
-    `screen_heads`, if they are at hand. `progress` shows a bar with the time left (by default where standard error
-    is a terminal).
+    `model` and `prompts` are whatever `load_model` and `load_prompts` take. `ablation` and `metric` are values or
+    their names, by default `UndifferentiatedAttention()` and `Ships()`. `side` says which prompts of the set are
+    scored. `template` is "chat", "bare", "query" or a string with `{q}`; by default "chat" where the tokenizer has a
+    chat template, else "bare". `method` is "exact", or "screened" (or `Screened(...)`): all heads are estimated, the
+    best are run exactly, and so is a random sample of the others; `HeadScores.exact` says which scores are exact,
+    `HeadScores.audit` what may be missed. `execution` says how the sweep runs.
 
     Raises ValueError for input that cannot be scored, and what `load_model` and `load_prompts` raise.
     """
     chosen = as_method(method)
-    run = prepare_run(model, prompts, ablation, metric, side, template, rows)
-    if chosen is not None:
-        return _score_screened(run, chosen, estimates, store, executor, progress)
-    known = None if store is None else Store(store, run.provenance)
-    swept = _sweep(run, heads_of(range(run.model.n_layers), run.model), known, executor, progress)
-    return head_scores(swept, run.metric, run.provenance)
+    inputs = prepare(model, prompts, side=side, template=template)
+    return score_measurements([measure(inputs, ablation, metric)], [chosen], execution)[0]
 
 
-def as_method(method: str | Screened) -> Screened | None:
-    """How heads are screened, or None for the exact sweep of all.
+def score_measurements(
+    measurements: Sequence[Measurement], methods: Sequence[Screened | None], execution: Execution
+) -> tuple[HeadScores, ...]:
+    """Score every head under measurements that differ in their ablation only, each with its own method.
 
-    >>> as_method("exact"), as_method("screened") == Screened()
-    (None, True)
+    Those that are screened share one screen, of as many directions as the first one wants.
     """
-    if isinstance(method, Screened):
-        return method
-    if method not in ("exact", "screened"):
-        raise ValueError(f'method is {method!r}; it must be "exact", "screened" or Screened(...)')
-    return Screened() if method == "screened" else None
+    screened = [m for m, how in zip(measurements, methods, strict=True) if how is not None]
+    estimates = {}
+    if screened:
+        directions = next(how.directions for how in methods if how is not None)
+        found = _estimate(screened, directions, execution.progress)
+        estimates = {id(m): estimate for m, estimate in zip(screened, found, strict=True)}
+    return tuple(
+        _score_exactly(m, execution)
+        if how is None
+        else _score_screened(m, how, estimates[id(m)], execution)
+        for m, how in zip(measurements, methods, strict=True)
+    )
 
 
-def screen_heads(
-    model: Any,
-    prompts: PromptSet | Sequence[str] | str | Path,
-    *,
-    ablations: Sequence[Ablation],
-    metric: Metric | None = None,
-    side: str = "harmful",
-    template: str | None = None,
-    directions: int = Screened().directions,
-    progress: bool | None = None,
-) -> tuple[Float[Tensor, "layer head"], ...]:
-    """Estimate the score of every head under several ablations from one set of backward passes; nothing is ablated.
-
-    The estimates are in the metric's unit, and not calibrated. `directions` is the number of passes backward. The other
-    arguments are those of `score_heads`.
-
-    Raises what `score_heads` raises, and ValueError for a metric that has no screen.
-    """
-    if not ablations:
-        raise ValueError("there are no ablations; give at least one")
-    runs = [prepare_run(model, prompts, a, metric, side, template, None) for a in ablations]
-    return _estimate(runs, directions, progress)
-
-
-def _estimate(
-    runs: "Sequence[Run]", directions: int, progress: bool | None
-) -> tuple[Float[Tensor, "layer head"], ...]:
-    """Estimates for runs that differ in their ablation only."""
-    first = runs[0]
-    passes = len(first.batch.lengths) * (2 + directions)
-    with _bar(passes, f"screen, {first.label}", progress) as bar:
-        found = estimate_heads(
-            first.model,
-            first.batch,
-            [run.ablation for run in runs],
-            first.metric,
-            directions=directions,
-            progress=bar.update,
-        )
-    return tuple(found)
+def _score_exactly(measurement: Measurement, execution: Execution) -> HeadScores:
+    swept = run(measurement, measurement.variants(measurement.heads()), execution)
+    return head_scores(swept, measurement.metric, measurement.manifest(execution))
 
 
 def _score_screened(
-    run: "Run",
+    measurement: Measurement,
     method: Screened,
-    estimates: Float[Tensor, "layer head"] | None,
-    store: str | Path | None,
-    executor: Executor | None,
-    progress: bool | None,
+    estimates: Float[Tensor, "layer head"],
+    execution: Execution,
 ) -> HeadScores:
-    if estimates is None:
-        estimates = _estimate([run], method.directions, progress)[0]
     engines = []
 
     def run_exactly(heads: Sequence[Head]) -> Tensor:
         # A subset of a layer's heads never shares a store with the whole layer.
-        subset = {**run.provenance, "heads": [str(head) for head in heads]}
-        known = None if store is None else Store(store, subset)
-        swept = _sweep(run, heads, known, executor, progress)
+        named = [str(head) for head in heads]
+        swept = run(measurement, measurement.variants(heads), execution, heads=named)
         engines.append(swept.exact_resume)
         return swept.readings
 
-    found = score_screened(estimates, run.metric, method, run_exactly)
+    metric = measurement.metric
+    found = score_screened(estimates, metric, method, run_exactly)
     used = {**asdict(method), "name": "screened", "include": [str(h) for h in method.include]}
+    manifest = measurement.manifest(execution, method=used)
     return HeadScores(
         values=found.values,
         per_prompt=found.per_prompt,
         readings=None if found.per_prompt is not None else found.readings,
-        ablation=run.ablation.name,
-        metric=run.metric.name,
-        unit=run.metric.unit,
-        largest_first=run.metric.largest_first,
-        provenance={
-            **run.provenance,
-            "method": used,
-            "engine": "resumed" if all(engines) else "plain",
-        },
+        ablation=manifest["ablation"]["name"],
+        metric=metric.name,
+        unit=metric.unit,
+        largest_first=metric.largest_first,
+        provenance={**manifest, "engine": "resumed" if all(engines) else "plain"},
         exact=found.exact,
         estimates=estimates,
         audit=found.audit,
     )
 
 
+def screen_heads(
+    model: Any,
+    prompts: Source,
+    *,
+    ablations: Ablation | str | Sequence[Ablation | str],
+    metric: Metric | str | None = None,
+    side: Side = "harmful",
+    template: str | None = None,
+    directions: int = Screened().directions,
+    progress: bool | None = None,
+) -> tuple[Float[Tensor, "layer head"], ...]:
+    """Estimate the score of every head under several ablations from one set of backward passes; nothing is ablated.
+
+    The estimates are in the metric's unit, and not calibrated. `directions` is the number of passes backward,
+    `progress` shows a bar. The other arguments are those of `score_heads`.
+
+    Raises what `score_heads` raises, and ValueError for a metric that has no screen.
+    """
+    chosen = as_ablations(ablations)
+    inputs = prepare(model, prompts, side=side, template=template)
+    return _estimate([measure(inputs, one, metric) for one in chosen], directions, progress)
+
+
+def _estimate(
+    measurements: Sequence[Measurement], directions: int, progress: bool | None
+) -> tuple[Float[Tensor, "layer head"], ...]:
+    """Estimates for measurements that differ in their ablation only."""
+    inputs, metric = measurements[0].inputs, measurements[0].metric
+    ablations = [m.ablation for m in measurements if m.ablation is not None]
+    passes = len(inputs.batch) * (2 + directions)
+    with bar(passes, f"screen, {inputs.label}", "pass", progress) as shown:
+        found = estimate_heads(
+            inputs.model,
+            inputs.batch,
+            ablations,
+            metric,
+            directions=directions,
+            progress=shown.update,
+        )
+    return tuple(found)
+
+
 def score_layers(
     model: Any,
-    prompts: PromptSet | Sequence[str] | str | Path,
+    prompts: Source,
     layers: Sequence[int],
-    store: str | Path,
+    execution: Execution,
     *,
-    ablation: Ablation | None = None,
-    metric: Metric | None = None,
-    side: str = "harmful",
+    ablation: Ablation | str | None = None,
+    metric: Metric | str | None = None,
+    side: Side = "harmful",
     template: str | None = None,
-    rows: int | None = None,
-    executor: Executor | None = None,
-    progress: bool | None = None,
 ) -> Path:
     """Score the heads of some layers into a store: one part of a run that `merge_scores` joins.
 
-    `layers` is a range or a list, such as `range(8, 16)`. The other arguments are those of `score_heads`. Returns the
-    folder of the readings, inside `store`. Parts with other layers may share the store, or have one each.
+    `layers` is a range or a list, such as `range(8, 16)`. `execution` has the store: `Execution(store=folder)`; parts
+    with other layers may share it, or have one each. The other arguments are those of `score_heads`. Returns the folder
+    of the readings, inside the store.
 
-    Raises what `score_heads` raises, and ValueError for a layer that the model does not have.
+    Raises what `score_heads` raises, and ValueError for a layer that the model does not have or where there is no
+    store.
     """
-    run = prepare_run(model, prompts, ablation, metric, side, template, rows)
-    return score_layers_of(run, layers, store, executor, progress)
+    inputs = prepare(model, prompts, side=side, template=template)
+    return score_layers_of(measure(inputs, ablation, metric), layers, execution)
 
 
-def score_layers_of(
-    run: "Run",
-    layers: Sequence[int],
-    store: str | Path,
-    executor: Executor | None,
-    progress: bool | None,
-) -> Path:
-    """Score the heads of some layers of a prepared run into a store; returns the folder of the readings."""
-    n_layers = run.model.n_layers
-    if not layers or not all(0 <= layer < n_layers for layer in layers):
+def score_layers_of(measurement: Measurement, layers: Sequence[int], execution: Execution) -> Path:
+    """Do what `score_layers` does, for what is already settled."""
+    model = measurement.inputs.model
+    if execution.store is None:
+        raise ValueError("layers are scored into a store; give Execution(store=folder)")
+    if not layers or not all(0 <= layer < model.n_layers for layer in layers):
         raise ValueError(
-            f"layers is {list(layers)}; {run.model.name} has layers 0-{n_layers - 1}: name at least one of them"
+            f"layers is {list(layers)}; {model.name} has layers 0-{model.n_layers - 1}: name at least one of them"
         )
-    known = Store(store, run.provenance)
-    _sweep(run, heads_of(sorted(set(layers)), run.model), known, executor, progress)
-    return known.folder
+    run(measurement, measurement.variants(measurement.heads(sorted(set(layers)))), execution)
+    return Path(execution.store) / store_name(measurement.manifest(execution))
 
 
-def _sweep(
-    run: Run,
-    heads: Sequence[Head],
-    store: Store | None,
-    executor: Executor | None,
-    progress: bool | None,
-) -> Swept:
-    """Some heads, here or in an executor's workers."""
-    edits = [AblateHead(head, run.ablation) for head in heads]
-    label = f"{run.ablation.name}, {run.label}"
-    with _bar(len(edits) * len(run.batch.lengths), label, progress) as bar:
-        options: dict[str, Any] = {"rows": run.rows, "store": store, "progress": bar.update}
-        if executor is None:
-            swept = sweep(run.model, run.batch, edits, run.metric, **options)
-        else:
-            options["executor"] = executor
-            swept = sweep_apart(run.model, run.batch, edits, run.metric, **options)
-    return swept._replace(exact_resume=note_engine(store, swept.exact_resume))
-
-
-def head_scores(swept: Swept, metric: Metric, provenance: dict[str, Any]) -> HeadScores:
+def head_scores(swept: Swept, metric: Metric, manifest: dict[str, Any]) -> HeadScores:
     """The scores of every head, from the readings of every head in the order of layers."""
     values, per_prompt = metric.score(swept.readings)
-    grid = (provenance["model"]["n_layers"], provenance["model"]["n_heads"])
-
-    def on_grid(tensor: Tensor) -> Tensor:
-        return tensor.reshape(*grid, *tensor.shape[1:])
-
+    grid = (manifest["model"]["n_layers"], manifest["model"]["n_heads"])
     return HeadScores(
-        values=on_grid(values),
-        per_prompt=None if per_prompt is None else on_grid(per_prompt),
-        readings=None if per_prompt is not None else on_grid(swept.readings),
-        ablation=provenance["ablation"]["name"],
+        values=values.unflatten(0, grid),
+        per_prompt=None if per_prompt is None else per_prompt.unflatten(0, grid),
+        readings=None if per_prompt is not None else swept.readings.unflatten(0, grid),
+        ablation=manifest["ablation"]["name"],
         metric=metric.name,
         unit=metric.unit,
         largest_first=metric.largest_first,
-        provenance={**provenance, "engine": "resumed" if swept.exact_resume else "plain"},
+        provenance={**manifest, "engine": "resumed" if swept.exact_resume else "plain"},
     )
 
 
-def _bar(total: int, label: str, shown: bool | None) -> Any:
-    from tqdm.auto import tqdm
+# Several metrics at the price of one ----------------------------------------------------------------------------------
 
-    return tqdm(total=total, desc=label, unit="pass", disable=None if shown is None else not shown)
+
+@dataclass(frozen=True)
+class Together:
+    """Several metrics as one: nearly all of a sweep's time goes into forward passes, and a metric only looks at what
+    comes out. Their readings stand side by side."""
+
+    metrics: tuple[Metric, ...]
+    """What is measured."""
+    states: tuple[tuple[int, ...], ...]
+    """Shape of what each metric keeps of one row."""
+    readings: tuple[tuple[int, ...], ...] = ()
+    """Shape of what each metric keeps of one variant; known once the prompts are."""
+    unit: ClassVar[str] = ""
+    largest_first: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return " + ".join(metric.name for metric in self.metrics)
+
+    def prepare(self, tokenizer: Any, texts: Sequence[str]) -> "Metric":
+        metrics = tuple(metric.prepare(tokenizer, texts) for metric in self.metrics)
+        readings = _reading_shapes(metrics, self.states, len(texts))
+        return replace(self, metrics=metrics, readings=readings)
+
+    def read(self, ablated: LastToken, baseline: LastToken) -> Float[Tensor, "row state"]:
+        parts = [metric.read(ablated, baseline) for metric in self.metrics]
+        return torch.cat([part.reshape(len(part), -1) for part in parts], dim=-1)
+
+    def gather(
+        self, rows: Float[Tensor, "variant prompt state"], baseline: Float[Tensor, "prompt state"]
+    ) -> Float[Tensor, "variant reading"]:
+        parts = zip(
+            self.metrics, _split(rows, self.states), _split(baseline, self.states), strict=True
+        )
+        read = [metric.gather(some, base) for metric, some, base in parts]
+        return torch.cat([part.flatten(1) for part in read], dim=-1)
+
+    def score(
+        self, readings: Float[Tensor, "variant reading"]
+    ) -> tuple[Float[Tensor, " variant"], None]:
+        """The first metric's score: the others follow from the readings."""
+        return self.metrics[0].score(_split(readings, self.readings)[0])[0], None
+
+
+def _split(joined: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Undo a concatenation along the last axis."""
+    parts = joined.split([math.prod(shape) for shape in shapes], dim=-1)
+    return [
+        part.reshape(*joined.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)
+    ]
+
+
+def score_heads_together(
+    model: Any,
+    prompts: Source,
+    metrics: Sequence[Metric | str],
+    *,
+    ablation: Ablation | str | None = None,
+    side: Side = "harmful",
+    template: str | None = None,
+    execution: Execution = HERE,
+) -> list[HeadScores]:
+    """Score every head by several metrics in one sweep: what `score_heads` gives for each, at the price of one.
+
+    The other arguments are those of `score_heads`.
+
+    Raises ValueError if there are no metrics, and what `score_heads` raises.
+    """
+    if not metrics:
+        raise ValueError("there are 0 metrics; give at least one")
+    inputs = prepare(model, prompts, side=side, template=template)
+    asked = tuple(as_metric(metric) for metric in metrics)
+    states = tuple(_state_shape(inputs, metric) for metric in asked)
+    measurement = measure(inputs, ablation, Together(asked, states))
+    swept = run(measurement, measurement.variants(measurement.heads()), execution)
+    manifest = measurement.manifest(execution)
+    described = manifest["metric"]["metrics"]
+    prepared: Any = measurement.metric
+    parts = _split(swept.readings, prepared.readings)
+    scores = [
+        head_scores(
+            Swept(readings, swept.exact_resume),
+            metric,
+            {**manifest, "metric": {"name": metric.name, **fields}},
+        )
+        for metric, readings, fields in zip(prepared.metrics, parts, described, strict=True)
+    ]
+    # Side by side, single readings stand in the precision of Gram matrices.
+    return [
+        replace(one, values=one.values.float(), per_prompt=one.per_prompt.float())
+        if one.per_prompt is not None
+        else replace(one, values=one.values.float())
+        for one in scores
+    ]
+
+
+def _state_shape(inputs: Inputs, metric: Metric) -> tuple[int, ...]:
+    """Shape of what a metric keeps of one row, found by letting it read a made-up one."""
+    model = inputs.model
+    resid = torch.zeros(1, model.d_model, dtype=model.dtype, device=model.device)
+    with torch.inference_mode():
+        row = LastToken(model.final_norm(resid), model.unembed)
+        prepared = metric.prepare(model.tokenizer, inputs.batch.texts)
+        return tuple(prepared.read(row, row).shape[1:])
+
+
+def _reading_shapes(
+    metrics: Sequence[Metric], states: Sequence[tuple[int, ...]], n: int
+) -> tuple[tuple[int, ...], ...]:
+    """Shape of what each metric keeps of one variant on n prompts."""
+    return tuple(
+        tuple(metric.gather(torch.zeros(1, n, *state), torch.zeros(n, *state)).shape[1:])
+        for metric, state in zip(metrics, states, strict=True)
+    )

@@ -7,22 +7,21 @@ parts of different runs are never joined.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from safetyheads.engine.executors import Executor
-from safetyheads.engine.measurement import prepare_runs
+from safetyheads.engine.execution import HERE, Execution
 from safetyheads.engine.shards import RESUMED
 from safetyheads.engine.sweep import Swept
 from safetyheads.heads import HeadScores
-from safetyheads.interventions.ablating import Ablation
-from safetyheads.metrics import GeneralizedShips, Metric, RefusalShift, Ships
+from safetyheads.metrics import Metric, as_metric
 from safetyheads.probes.single_heads import head_scores, score_layers_of
-from safetyheads.prompts import PromptSet
-from safetyheads.ranking.ranking import DEFAULT_ABLATIONS, Ranking, prepare_ranking
+from safetyheads.ranking.ranking import Ranking
+from safetyheads.ranking.study import Study
 from safetyheads.storage.files import writable_folder, write_whole
 from safetyheads.storage.store import Store, differences, layer_readings, store_name
 
@@ -33,41 +32,36 @@ READINGS = "readings"
 
 
 def rank_layers(
-    model: Any,
-    dataset: PromptSet | Sequence[str] | str | Path,
-    layers: Sequence[int],
-    folder: str | Path,
-    *,
-    ablations: Sequence[Ablation] = DEFAULT_ABLATIONS,
-    metric: Metric | None = None,
-    top_k: int = 10,
-    template: str | None = None,
-    limit: int | None = None,
-    rows: int | None = None,
-    executor: Executor | None = None,
-    progress: bool | None = None,
+    study: Study, layers: Sequence[int], folder: str | Path, execution: Execution = HERE
 ) -> Path:
-    """Do a part of `rank_safety_heads`: the heads of some layers, into a folder for `merge_rankings`.
+    """Do a part of `rank`: the heads of some layers, into a folder for `merge_rankings`.
 
-    `layers` is a range or a list; the other arguments are those of `rank_safety_heads`. Parts may share the folder or
-    have one each. Returns the folder.
+    `layers` is a range or a list. Parts may share the folder or have one each; it keeps the finished layers too, so
+    that `execution` needs no store. Returns the folder.
 
-    Raises ValueError if the folder holds a part of another run, and what `rank_safety_heads` raises.
+    Raises ValueError if the folder holds a part of another run, for a study that is screened or compared with a random
+    copy (both look at all layers), and what `rank` raises.
     """
-    model, prompts, metric = prepare_ranking(model, dataset, ablations, metric, limit)
+    if study.method is not None or study.null == "random_init":
+        raise ValueError(
+            "a screen, or null='random_init', looks at all layers; parts take method='exact' and another null"
+        )
+    opened = study.open()
+    measurements = [*opened.harmful, *opened.harmless]
     folder = writable_folder(folder)
-    runs = prepare_runs(model, prompts, ablations, metric, template, rows)
     part = {
         "what": "readings of some layers: a part of a ranking, to be joined by safetyheads merge",
-        "model": model.name,
-        "dataset": prompts.name,
-        "top_k": top_k,
-        "runs": [run.provenance for run in runs],
+        "model": opened.model.name,
+        "dataset": opened.prompts.name,
+        "top_k": study.top_k,
+        "null": study.null,
+        "runs": [measurement.manifest(execution) for measurement in measurements],
     }
     if (folder / PART).is_file():
         _require_same_runs([folder, Path("this run")], [_read_part(folder), part])
-    for run in runs:
-        score_layers_of(run, layers, folder / READINGS, executor, progress)
+    execution = replace(execution, store=folder / READINGS)
+    for measurement in measurements:
+        score_layers_of(measurement, layers, execution)
     write_whole(folder / PART, (json.dumps(part, indent=2, sort_keys=True) + "\n").encode())
     return folder
 
@@ -135,6 +129,7 @@ def merge_rankings(
         parts[0]["model"],
         parts[0]["dataset"],
         parts[0]["top_k"] if top_k is None else top_k,
+        null=parts[0].get("null", "labels"),
     )
 
 
@@ -190,21 +185,16 @@ def _layer(stores: Sequence[Store], layer: int, n_heads: int) -> Tensor | None:
 
 def _metric(description: dict[str, Any]) -> Metric:
     """The metric that a manifest describes."""
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in description.items()
-        if name != "name"
-    }
-    for kind in (Ships, RefusalShift, GeneralizedShips):
-        try:
-            metric = kind(**fields)
-        except TypeError:
-            continue
-        if metric.name == description["name"]:
-            return metric
-    raise ValueError(
-        f"{description['name']} is no metric of safetyheads; give the one that the parts were scored with: metric=..."
-    )
+    try:
+        metric = as_metric(description)
+    except ValueError:
+        metric = None
+    if metric is None or metric.name != description["name"]:
+        raise ValueError(
+            f"{description['name']} is no metric of safetyheads; give the one that the parts were scored with: "
+            "metric=..."
+        )
+    return metric
 
 
 def _ranges(layers: Sequence[int]) -> str:

@@ -8,21 +8,18 @@ one forward pass of a small model. Its memory follows from the sizes of what one
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from safetyheads.engine.measurement import Run, prepare_runs
+from safetyheads.engine.execution import HERE, Execution
+from safetyheads.engine.measurement import Measurement
 from safetyheads.engine.sweep import LOOK_TOKENS, _Chunk, _Reference, layout
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import AblateHead, Ablation
-from safetyheads.metrics import LastToken, Metric
+from safetyheads.metrics import LastToken
 from safetyheads.models.hooked import HookedModel
-from safetyheads.probes.single_heads import as_method
-from safetyheads.prompts import PromptSet
-from safetyheads.ranking.ranking import DEFAULT_ABLATIONS, prepare_ranking
-from safetyheads.screening.screened import Screened
+from safetyheads.ranking.study import Study
+from safetyheads.screening.screened import Screened, as_method
 
 CALIBRATED_LAYERS = 3
 """How many layers the longer of the two timed passes runs."""
@@ -30,7 +27,7 @@ CALIBRATED_LAYERS = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """What `rank_safety_heads` with the same arguments would run."""
+    """What `rank` would run for a study."""
 
     model: str
     """Name of the model."""
@@ -82,47 +79,37 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(
-    model: Any,
-    dataset: PromptSet | Sequence[str] | str | Path,
-    *,
-    ablations: Sequence[Ablation] = DEFAULT_ABLATIONS,
-    metric: Metric | None = None,
-    template: str | None = None,
-    limit: int | None = None,
-    rows: int | None = None,
-    method: str | Screened = "exact",
-) -> Plan:
-    """Say what `rank_safety_heads` with the same arguments will cost, without running it.
+def plan(study: Study, execution: Execution = HERE) -> Plan:
+    """Say what `rank` will cost, without running it.
 
-    The calibration runs a few layers of one pass for each ablation. With `method="screened"` the heads are those that
-    the screen runs exactly at least; an audit that finds large errors widens it. Executors divide the time by the
-    number of workers, at best.
+    The calibration runs a few layers of one pass for each ablation. For a screened study the heads are those that the
+    screen runs exactly at least; an audit that finds large errors widens it. Executors divide the time by the number of
+    workers, at best.
 
-    Raises what `rank_safety_heads` raises for its input.
+    Raises what `rank` raises for its input.
     """
-    opened, prompts, metric = prepare_ranking(model, dataset, ablations, metric, limit)
-    runs = prepare_runs(opened, prompts, ablations, metric, template, rows)
-    n_heads = opened.n_layers * opened.n_heads
-    screened = as_method(method)
+    opened, rows, screened = study.open(), execution.rows, as_method(study.method)
+    runs = [*opened.harmful, *opened.harmless]
+    model, prompts = opened.model, opened.prompts
+    n_heads = model.n_layers * model.n_heads
     share = 1.0 if screened is None else min(1.0, screened.share + screened.audit)
-    paces = [_calibrate(run) for run in runs]
-    costs = [_cost(run, share, pace) for run, pace in zip(runs, paces, strict=True)]
-    free = _free_memory(opened.device)
+    paces = [_calibrate(run, rows) for run in runs]
+    costs = [_cost(run, rows, share, pace) for run, pace in zip(runs, paces, strict=True)]
+    free = _free_memory(model.device)
     memory = max(peak_memory(run, rows) for run in runs)
     fitting = [n for n in _fewer(rows, runs) if max(peak_memory(r, n) for r in runs) <= 0.9 * free]
     seconds = sum(cost.seconds for cost in costs)
     if screened is not None:
         # The ablations of a side share one screen.
-        each_side = slice(None, None, len(ablations))
+        each_side = slice(None, None, len(opened.harmful))
         for run, pace in zip(runs[each_side], paces[each_side], strict=True):
             seconds += _screen_seconds(run, screened, pace)
-    weights = opened.bridge.original_model.parameters()
+    weights = model.bridge.original_model.parameters()
     return Plan(
-        model=opened.name,
+        model=model.name,
         heads=round(n_heads * share),
         prompts=len(prompts.harmful) + len(prompts.harmless),
-        variants=round(share * n_heads * sum(len(run.batch.lengths) for run in runs)),
+        variants=round(share * n_heads * sum(len(run.inputs.batch) for run in runs)),
         passes=sum(cost.passes for cost in costs),
         tokens=sum(cost.tokens for cost in costs),
         seconds=seconds,
@@ -154,10 +141,10 @@ class _Pace(NamedTuple):
     """Tokens of such a pass."""
 
 
-def _cost(run: Run, share: float, pace: _Pace) -> _Cost:
+def _cost(run: Measurement, rows: int | None, share: float, pace: _Pace) -> _Cost:
     """Passes, tokens and time of one ablation on one side, with `share` of every layer's heads."""
-    model, batch = run.model, run.batch
-    groups = layout(batch, run.rows, model.device.type)
+    model, batch = run.inputs.model, run.inputs.batch
+    groups = layout(batch, rows, model.device.type)
     per_layer = max(1, round(share * model.n_heads))
     seconds = 0.0
     passes = tokens = 0
@@ -178,20 +165,20 @@ def _cost(run: Run, share: float, pace: _Pace) -> _Cost:
 
 
 @torch.inference_mode()
-def _calibrate(run: Run) -> _Pace:
+def _calibrate(run: Measurement, rows: int | None) -> _Pace:
     """Time a clean layer, a pass through the top layer and one through the top `CALIBRATED_LAYERS`."""
-    model, batch = run.model, run.batch
-    groups = layout(batch, run.rows, model.device.type)
+    model, batch = run.inputs.model, run.inputs.batch
+    groups = layout(batch, rows, model.device.type)
     prompts, width = max(groups, key=lambda g: g.width * len(g.prompts))
     chunk = _Chunk(model, batch, prompts, width, model.kernels[0], {})
-    heads = [Head(0, head % model.n_heads) for head in range(width)]
-    edits = [AblateHead(head, run.ablation) for head in heads]
+    edits = run.variants([Head(0, head % model.n_heads) for head in range(width)])
+    needs = edits[0].ablation.needs
     low = max(0, model.n_layers - CALIBRATED_LAYERS)
 
     def clean() -> Any:
         chunk.acts = None
-        acts = chunk.look(0, scores="scores" in run.ablation.needs)
-        reference = _Reference([chunk], 0, run.ablation.needs)
+        acts = chunk.look(0, scores="scores" in needs)
+        reference = _Reference([chunk], 0, needs)
         return acts, [chunk.ablated_z(acts, edit, reference) for edit in edits]
 
     acts, _ = clean()
@@ -223,16 +210,16 @@ def _seconds(run: Any, model: HookedModel) -> float:
     return best
 
 
-def _screen_seconds(run: Run, screened: Screened, pace: _Pace) -> float:
+def _screen_seconds(run: Measurement, screened: Screened, pace: _Pace) -> float:
     """A screen is one clean pass, and for each direction one back, which costs two."""
-    whole, passes = float(run.batch.lengths.sum()), 2 + 2 * screened.directions
+    whole, passes = float(run.inputs.batch.lengths.sum()), 2 + 2 * screened.directions
     blocks = passes * pace.block * whole / pace.tokens + pace.look * whole / LOOK_TOKENS
-    return run.model.n_layers * blocks
+    return run.inputs.model.n_layers * blocks
 
 
-def peak_memory(run: Run, rows: int | None) -> int:
+def peak_memory(run: Measurement, rows: int | None) -> int:
     """Bytes that a sweep holds beyond the weights, at its widest."""
-    model, batch = run.model, run.batch
+    model, batch = run.inputs.model, run.inputs.batch
     config: Any = model.bridge.cfg
     size = torch.finfo(model.dtype).bits // 8
     width = 6 * model.d_model + 3 * int(config.d_mlp) + 3 * model.d_head * model.n_heads
@@ -254,12 +241,12 @@ def peak_memory(run: Run, rows: int | None) -> int:
     return worst + streams
 
 
-def _fewer(rows: int | None, runs: Sequence[Run]) -> list[int]:
+def _fewer(rows: int | None, runs: Sequence[Measurement]) -> list[int]:
     """Rows a pass that could be asked for instead: powers of two below what runs now."""
     now = rows or max(
         group.width * len(group.prompts)
         for run in runs
-        for group in layout(run.batch, None, run.model.device.type)
+        for group in layout(run.inputs.batch, None, run.inputs.model.device.type)
     )
     return [2**power for power in range(now.bit_length()) if 2**power <= now]
 

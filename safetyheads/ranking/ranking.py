@@ -1,42 +1,36 @@
 """Which attention heads does a model's refusal rest on?
 
-The page to start reading: prompts, scores, table, figure, files. `rank_safety_heads` scores every query head on the
-harmful prompts and, where the dataset has them, on the harmless ones beside, because a head that matters for everything
-scores high on both.
+The page to start reading: prompts, scores, table, figure, files. `rank` scores every query head on the harmful prompts
+and, where the dataset has them, on the harmless ones beside, because a head that matters for everything scores high on
+both.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from safetyheads.engine.executors import Executor
+from safetyheads.engine.execution import HERE, Execution
 from safetyheads.evidence import specificity as evidence
-from safetyheads.evidence.specificity import NULLS, NullBand, Specificity, null_band
+from safetyheads.evidence.specificity import NullBand, Specificity, null_band
 from safetyheads.heads import Head, HeadScores
-from safetyheads.interventions.ablating import (
-    Ablation,
-    ScalingContribution,
-    UndifferentiatedAttention,
-)
-from safetyheads.metrics import Metric, RefusalShift
-from safetyheads.models.hooked import HookedModel, load_model, random_copy
+from safetyheads.interventions.ablations import Ablation
+from safetyheads.metrics import Metric
+from safetyheads.models.hooked import random_copy
 from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
 from safetyheads.plots.writing import write_html
-from safetyheads.probes.single_heads import as_method, score_heads, screen_heads
-from safetyheads.prompts import PromptSet, load_prompts
-from safetyheads.screening.screened import Screened
+from safetyheads.probes.single_heads import score_measurements
+from safetyheads.prompts import PromptSet
+from safetyheads.ranking.study import DEFAULT_ABLATIONS, DEFAULT_METRIC, Null, Study, require_top
+from safetyheads.screening.screened import Method, Screened, as_method
 from safetyheads.storage.files import writable_folder, write_whole
 
 if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
-
-DEFAULT_ABLATIONS: tuple[Ablation, ...] = (UndifferentiatedAttention(), ScalingContribution())
 
 
 @dataclass(frozen=True)
@@ -118,7 +112,7 @@ class Ranking:
     def top(self, k: int | None = None) -> "pandas.DataFrame":
         """The k highest-ranked heads of each ablation (by default `top_k`), as rows of `to_frame`."""
         k = self.top_k if k is None else k
-        _check_top_k(k, self.harmful[0].values.numel())
+        require_top(k, self.harmful[0].values.numel())
         table = self.to_frame()
         return table[table["rank"] <= k].reset_index(drop=True)
 
@@ -159,132 +153,74 @@ def rank_safety_heads(
     model: Any,
     dataset: PromptSet | Sequence[str] | str | Path,
     *,
-    ablations: Sequence[Ablation] = DEFAULT_ABLATIONS,
-    metric: Metric | None = None,
+    ablations: Ablation | str | Sequence[Ablation | str] = DEFAULT_ABLATIONS,
+    metric: Metric | str = DEFAULT_METRIC,
     top_k: int = 10,
     template: str | None = None,
     limit: int | None = None,
-    rows: int | None = None,
-    store: str | Path | None = None,
-    executor: Executor | None = None,
-    method: str | Screened = "exact",
-    null: str = "labels",
-    progress: bool | None = None,
+    method: Method = "exact",
+    null: Null = "labels",
+    execution: Execution = HERE,
 ) -> Ranking:
     """Rank the attention heads of a model by how far ablating each moves its answer to harmful prompts.
 
-    `model`: a name, Hub id, folder, `.gguf` file, `(model, tokenizer)` of Hugging Face, or TransformerBridge.
-    `dataset`: a name such as "builtin" or "jailbreakbench", a file, a list of strings, or a PromptSet. `ablations` and
-    `metric` are values such as `UndifferentiatedAttention()` and `Ships()`; the metric is by default `RefusalShift()`,
-    which of six rankings alone found heads whose removal lowered refusal on held-out prompts (docs/behaviour.md).
-    `limit` keeps the first prompts only, spread over the categories. `method="screened"` runs only the heads exactly
-    that are likely to be among the top, and on the harmless prompts the same heads; the rest is estimated and marked
-    so. `null` says what heads must rise above not to be drawn grey: "labels" (relabelled prompts), "layer" (the other
-    heads of the layer) or "random_init" (a copy of the model with random weights, which is scored too and takes as
-    long). The other arguments are those of `score_heads`.
+    The arguments are the fields of `Study`, which this makes and `rank` ranks; ablations and metric may be given by
+    name. `execution` says how the sweeps run: `Execution(rows=..., store=..., executor=...)`.
 
     Raises ValueError for input that cannot be ranked, and what `load_model` and `load_prompts` raise.
     """
-    if null not in NULLS:
-        raise ValueError(f"null is {null!r}; it must be one of {', '.join(NULLS)}")
-    prompts = load_prompts(dataset)
-    if null == "random_init" and not prompts.harmless:
-        raise ValueError(
-            f"null='random_init' compares harmful with harmless prompts, and {prompts.name} has no harmless ones"
-        )
-    model, prompts, metric = prepare_ranking(model, prompts, ablations, metric, limit)
-    _check_top_k(top_k, model.n_layers * model.n_heads)
+    asked: dict[str, Any] = {
+        "ablations": ablations,
+        "metric": metric,
+        "template": template,
+        "limit": limit,
+        "method": method,
+        "null": null,
+        "top_k": top_k,
+    }
+    return rank(Study(model, dataset, **asked), execution)
 
-    chosen = as_method(method)
-    if chosen is not None and isinstance(method, str):
-        chosen = replace(chosen, top_k=top_k)
 
-    def score(side: str, methods: Sequence[Screened | None]) -> tuple[HeadScores, ...]:
-        estimates: Sequence[Tensor | None] = [None] * len(ablations)
-        if chosen is not None:
-            estimates = screen_heads(
-                model,
-                prompts,
-                ablations=ablations,
-                metric=metric,
-                side=side,
-                template=template,
-                directions=chosen.directions,
-                progress=progress,
-            )
-        return tuple(
-            score_heads(
-                model,
-                prompts,
-                ablation=ablation,
-                metric=metric,
-                side=side,
-                template=template,
-                rows=rows,
-                store=store,
-                executor=executor,
-                method=how or "exact",
-                estimates=estimate,
-                progress=progress,
-            )
-            for ablation, how, estimate in zip(ablations, methods, estimates, strict=True)
-        )
+def rank(study: Study, execution: Execution = HERE) -> Ranking:
+    """Rank the attention heads of a study's model: `rank_safety_heads` for a question that is a value.
 
-    harmful = score("harmful", [chosen] * len(ablations))
-    harmless: Sequence[HeadScores | None] = (None,) * len(ablations)
-    if prompts.harmless:
-        harmless = score("harmless", [chosen and _beside(chosen, s) for s in harmful])
+    Raises ValueError for a study that cannot be asked, and what `load_model` and `load_prompts` raise.
+    """
+    opened = study.open()
+    methods: list[Screened | None] = [as_method(study.method)] * len(opened.harmful)
+    harmful = score_measurements(opened.harmful, methods, execution)
+    harmless: Sequence[HeadScores | None] = (None,) * len(harmful)
+    if opened.harmless:
+        # A screened run scores the same heads beside, and searches for no others.
+        beside = [how and how.only(_run(s)) for how, s in zip(methods, harmful, strict=True)]
+        harmless = score_measurements(opened.harmless, beside, execution)
     random = None
-    if null == "random_init":
-        random = rank_safety_heads(
-            random_copy(model),
-            prompts,
-            ablations=ablations,
-            metric=metric,
-            top_k=top_k,
-            template=template,
-            rows=rows,
-            store=store,
-            progress=progress,
-        )
-    return Ranking(harmful, tuple(harmless), model.name, prompts.name, top_k, random, null)
+    if study.null == "random_init":
+        random = rank(study.of(random_copy(opened.model), opened.prompts), _staying(execution))
+    return Ranking(
+        harmful,
+        tuple(harmless),
+        opened.model.name,
+        opened.prompts.name,
+        study.top_k,
+        random,
+        study.null,
+    )
 
 
-def prepare_ranking(
-    model: Any,
-    dataset: PromptSet | Sequence[str] | str | Path,
-    ablations: Sequence[Ablation],
-    metric: Metric | None,
-    limit: int | None,
-) -> tuple[HookedModel, PromptSet, Metric]:
-    """The model, the prompts and the metric of a ranking: opened, cut to `limit`, chosen; bad ablations are refused."""
-    require_distinct(ablations)
-    prompts = load_prompts(dataset)
-    if limit is not None:
-        prompts = prompts.limit(limit)
-    return load_model(model), prompts, RefusalShift() if metric is None else metric
+def _run(scores: HeadScores) -> list[Head]:
+    """The heads that were run exactly."""
+    places = [] if scores.exact is None else scores.exact.nonzero().tolist()
+    return [Head(*place) for place in places]
 
 
-def require_distinct(ablations: Sequence[Ablation]) -> None:
-    """Raise ValueError if there is no ablation, or two of a kind, which would share a name."""
-    if not ablations:
-        raise ValueError(
-            "ablations is empty; give at least one, such as UndifferentiatedAttention()"
-        )
-    names = [ablation.name for ablation in ablations]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"ablations has one kind twice ({', '.join(names)}); rank each in a call of its own"
-        )
-
-
-def _beside(method: Screened, harmful: HeadScores) -> Screened:
-    """The harmless prompts' method: the heads that were run on the harmful ones, and no search of its own."""
-    places = [] if harmful.exact is None else harmful.exact.nonzero().tolist()
-    heads = tuple(Head(layer, head) for layer, head in places)
-    return replace(method, include=heads, share=1e-9, audit=0.0, widen=1.0)
-
-
-def _check_top_k(k: int, n: int) -> None:
-    if not 1 <= k <= n:
-        raise ValueError(f"top_k is {k}; this model has {n} heads: ask for between 1 and {n}")
+def _staying(execution: Execution) -> Execution:
+    """The same in this process, and a word about it where another was asked for."""
+    if execution.executor is None:
+        return execution
+    warnings.warn(
+        "null='random_init' scores a copy of the model with random weights, which no other process can open: this part "
+        "runs here, not in the executor",
+        stacklevel=3,
+    )
+    return replace(execution, executor=None)

@@ -23,16 +23,17 @@ apart.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from safetyheads.engine.sweep import _Chunk, _in_order, _Reference, layout
-from safetyheads.heads import Audit, Head
-from safetyheads.interventions.ablating import AblateHead, Ablation
+from safetyheads.heads import Audit, Head, parse_heads
+from safetyheads.interventions.ablating import AblateHead
+from safetyheads.interventions.ablations import Ablation
 from safetyheads.metrics import GeneralizedShips, LastToken, Metric, Ships
 from safetyheads.models.hooked import HookedModel
 from safetyheads.prompts import TokenBatch
@@ -68,6 +69,7 @@ class Screened:
     """Seed of the sample."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "include", parse_heads(self.include))
         for name, low in (("top_k", 1), ("directions", 1)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
@@ -79,6 +81,27 @@ class Screened:
             raise ValueError(
                 f"widen is {self.widen}; it must be above 0 and at most 1, which never widens"
             )
+
+    def only(self, heads: Sequence[Head]) -> "Screened":
+        """The same with these heads run exactly, the fewest others, and no search beyond them."""
+        return replace(self, include=tuple(heads), share=1e-9, audit=0.0, widen=1.0)
+
+
+Method = Literal["exact", "screened"] | Screened
+"""How heads are scored: every one exactly, or the likely ones."""
+
+
+def as_method(method: Method | None) -> Screened | None:
+    """How heads are screened, or None for the exact sweep of all.
+
+    >>> as_method("exact"), as_method("screened") == Screened()
+    (None, True)
+    """
+    if isinstance(method, Screened) or method is None:
+        return method
+    if method not in ("exact", "screened"):
+        raise ValueError(f'method is {method!r}; it must be "exact", "screened" or Screened(...)')
+    return Screened() if method == "screened" else None
 
 
 # Estimates ------------------------------------------------------------------------------------------------------------

@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from safetyheads.engine.execution import HERE, Execution
 from safetyheads.evidence.agreement import agreement_table
 from safetyheads.heads import Head, HeadScores
-from safetyheads.interventions.ablating import Ablation, UndifferentiatedAttention
+from safetyheads.inputs import Side, texts_of
+from safetyheads.interventions.ablations import Ablation, UndifferentiatedAttention
 from safetyheads.metrics import GeneralizedShips
 from safetyheads.models.hooked import HookedModel, load_model
-from safetyheads.probes.together import score_heads_together
+from safetyheads.probes.single_heads import score_heads_together
 from safetyheads.prompts import PromptSet, default_template, load_prompts
 
 if TYPE_CHECKING:
@@ -171,14 +173,14 @@ def compare_definitions(
     definitions: Sequence[Definition] | None = None,
     *,
     ablation: Callable[[float], Ablation] = UndifferentiatedAttention,
-    side: str = "harmful",
-    **options: Any,
+    side: Side = "harmful",
+    execution: Execution = HERE,
 ) -> Comparison:
     """Rank a model's heads by generalized Ships under several definitions, and under each switch turned alone.
 
     `definitions`: the first is the reference; by default `CORRECTED`, the three published ones, and `CORRECTED` with
     each switch turned alone. `ablation` makes an ablation of an epsilon: `UndifferentiatedAttention` or
-    `ScalingContribution`. `side` and `options` are those of `score_heads`, less executor. One sweep serves all
+    `ScalingContribution`. `side` and `execution` are those of `score_heads`, without an executor. One sweep serves all
     definitions that share norm, template and epsilon, since rank and singular space only read its states differently.
 
     Raises ValueError if two definitions have one name, a rank is beyond the prompts, and what `score_heads` raises.
@@ -195,11 +197,7 @@ def compare_definitions(
         raise ValueError(
             f"the definitions are {', '.join(names) or 'none'}; give each its own name"
         )
-    texts = getattr(prompts, side, ())
-    if not texts:
-        raise ValueError(
-            f"{prompts.name} has no {side} prompts; take the other side, or another set"
-        )
+    texts = texts_of(prompts, side)
     for definition in definitions:
         GeneralizedShips(definition.space, definition.rank).prepare(model.tokenizer, texts)
     runs: dict[tuple[str, str, float], list[Definition]] = {}
@@ -216,7 +214,7 @@ def compare_definitions(
             ablation=ablation(epsilon),
             template=template,
             side=side,
-            **options,
+            execution=execution,
         )
         readings = dict(zip(spaces, swept, strict=True))
         for definition in some:

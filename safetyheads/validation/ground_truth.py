@@ -10,9 +10,11 @@ from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from safetyheads.engine.execution import Execution
 from safetyheads.evidence.specificity import specificity
 from safetyheads.heads import Head, HeadScores
-from safetyheads.interventions.ablating import (
+from safetyheads.inputs import Side
+from safetyheads.interventions.ablations import (
     Ablation,
     MeanAblation,
     ResampleAblation,
@@ -21,9 +23,8 @@ from safetyheads.interventions.ablating import (
     ZeroAblation,
 )
 from safetyheads.metrics import GeneralizedShips, Metric, RefusalShift, Ships
-from safetyheads.probes.groups import search_heads
-from safetyheads.probes.single_heads import score_heads
-from safetyheads.probes.together import score_heads_together
+from safetyheads.probes.groups import GroupSearch, search_heads
+from safetyheads.probes.single_heads import score_heads, score_heads_together
 from safetyheads.validation.planted import KINDS, Planted, plant
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ METRICS: tuple[Metric, ...] = (
     RefusalShift(),
     *(GeneralizedShips(space) for space in ("left", "right", "feature0")),
 )
+QUIET = Execution(progress=False)
+SIDES: tuple[Side, ...] = ("harmful", "harmless")
 
 
 def check_methods(
@@ -86,25 +89,27 @@ def _orders(planted: Planted, ablation: Ablation) -> dict[str, list[Head]]:
     """Each method's heads, the one that it believes in most first."""
     model, prompts = planted.model, planted.prompts
     harmful, harmless = (
-        score_heads_together(model, prompts, METRICS, side=side, ablation=ablation, progress=False)
-        for side in ("harmful", "harmless")
+        score_heads_together(model, prompts, METRICS, side=side, ablation=ablation, execution=QUIET)
+        for side in SIDES
     )
     orders = {scores.metric: _ranked(scores) for scores in harmful}
     for one, other in list(zip(harmful, harmless, strict=True))[:2]:
         values = specificity(one, other).values
         heads = [Head(la, he) for la in range(len(values)) for he in range(values.shape[1])]
         orders[f"specificity of {one.metric}"] = sorted(heads, key=lambda h: -values[h].item())
-    screened = score_heads(model, prompts, ablation=ablation, method="screened", progress=False)
+    screened = score_heads(model, prompts, ablation=ablation, method="screened", execution=QUIET)
     orders["ships, screened"] = _ranked(screened)
-    search = partial(search_heads, model, prompts, ablation=ablation, samples=1, progress=False)
+    search = partial(search_heads, model, prompts, ablation=ablation, execution=QUIET)
     everyone = model.n_layers * model.n_heads
-    group = search(pair_heads=everyone)
+    group = search(GroupSearch(samples=1, pair_heads=everyone))
     orders["sahara (ships)"] = list(group.heads)
     tried = group.pair_heads
     gains = {p: abs(group.interactions[p].item()) for p in combinations(range(len(tried)), 2)}
     first, second = max(gains, key=gains.__getitem__)
     orders["strongest of all pairs (ships)"] = [tried[first], tried[second]]
-    orders["sahara (right)"] = list(search(metric=GeneralizedShips("right")).heads)
+    orders["sahara (right)"] = list(
+        search(GroupSearch(samples=1), metric=GeneralizedShips("right")).heads
+    )
     return orders
 
 

@@ -8,7 +8,8 @@ import numpy
 import pytest
 import torch
 
-from safetyheads.interventions.ablating import (
+from safetyheads.engine.execution import Execution
+from safetyheads.interventions.ablations import (
     MeanAblation,
     ResampleAblation,
     ScalingContribution,
@@ -119,7 +120,7 @@ def test_a_score_does_not_depend_on_what_shares_the_batch(zoo, prompts):
     plain, model = zoo
     expected = undifferentiated_kl(plain, ids_of(prompts))
     for rows in (1, 5, 64):
-        scores = score_heads(model, prompts, rows=rows)
+        scores = score_heads(model, prompts, execution=Execution(rows=rows))
         assert (scores.per_prompt - expected).abs().max() <= TOLERANCE
 
 

@@ -1,15 +1,16 @@
 """Greedy search finds what plain passes say it should, in the reference code's order, and says what it misses."""
 
 import json
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from safetyheads.__main__ import main
-from safetyheads.heads import Head
-from safetyheads.interventions.ablating import (
+from safetyheads.engine.execution import Execution
+from safetyheads.heads import Head, heads_like
+from safetyheads.interventions.ablations import (
     ScalingContribution,
     UndifferentiatedAttention,
     ZeroAblation,
@@ -17,12 +18,13 @@ from safetyheads.interventions.ablating import (
 from safetyheads.metrics import GeneralizedShips, RefusalShift
 from safetyheads.models.hooked import load_model
 from safetyheads.plots.groups import plot_group_curve
-from safetyheads.probes.groups import HeadGroup, score_groups, search_heads
+from safetyheads.probes.groups import GroupSearch, HeadGroup, score_groups, search_heads
 from tests.oracles import PlainModel, kl
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
-QUIET = {"samples": 3, "progress": False}
+QUIET = Execution(progress=False)
+FEW = GroupSearch(samples=3)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def group(model):
-    return search_heads(model, RAGGED, ablation=ZeroAblation(), **QUIET)
+    return search_heads(model, RAGGED, FEW, ablation=ZeroAblation(), execution=QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -85,21 +87,22 @@ def test_pairs_and_what_is_left_are_those_of_plain_passes(group, joint_kl):
 
 
 def test_random_groups_are_of_the_same_layers_and_drawn_by_the_seed(model, group):
-    from safetyheads.probes.groups import _random_groups
+    def draws(heads, count, seed=0):
+        return list(islice(heads_like(heads, 6, seed), count))
 
-    drawn = list(_random_groups(group.heads, 6, 40, seed=0))
-    assert drawn == list(_random_groups(group.heads, 6, 40, seed=0))
-    assert drawn != list(_random_groups(group.heads, 6, 40, seed=1))
+    drawn = draws(group.heads, 40)
+    assert drawn == draws(group.heads, 40)
+    assert drawn != draws(group.heads, 40, seed=1)
     for heads in drawn:
         assert [head.layer for head in heads] == [head.layer for head in group.heads]
         assert len(set(heads)) == 3
         assert not set(heads) & set(group.heads)
     crowded = (Head(0, 0), Head(0, 1), Head(0, 2), Head(0, 3))
-    for heads in _random_groups(crowded, 6, 10, seed=0):
+    for heads in draws(crowded, 10):
         assert {Head(0, 4), Head(0, 5)} < set(heads)  # of the group only where there are no others
-    first = list(_random_groups(group.heads, 6, 3, seed=0))
+    first = draws(group.heads, 3)
     expected = score_groups(
-        model, RAGGED, [g[:2] for g in first], ablation=ZeroAblation(), progress=False
+        model, RAGGED, [g[:2] for g in first], ablation=ZeroAblation(), execution=QUIET
     )
     assert torch.allclose(group.null[1], expected, atol=1e-6)
 
@@ -115,7 +118,9 @@ def test_a_p_value_counts_the_random_groups_that_reach_the_score(group):
 
 def test_a_refusal_shift_takes_the_most_negative(model):
     metric = RefusalShift()
-    found = search_heads(model, RAGGED, steps=2, ablation=ZeroAblation(), metric=metric, **QUIET)
+    found = search_heads(
+        model, RAGGED, GroupSearch(2, 3), ablation=ZeroAblation(), metric=metric, execution=QUIET
+    )
     assert not found.largest_first
     for step, head in enumerate(found.heads):
         scores = found.candidates[step]
@@ -130,7 +135,7 @@ def test_of_equal_heads_the_first_is_taken():
         for layer in hf.model.layers:
             layer.self_attn.o_proj.weight.zero_()
     found = search_heads(
-        load_model(hf, tokenizer()), RAGGED, steps=3, ablation=ZeroAblation(), **QUIET
+        load_model(hf, tokenizer()), RAGGED, FEW, ablation=ZeroAblation(), execution=QUIET
     )
     assert found.heads == (Head(0, 0), Head(0, 1), Head(0, 2))
     assert found.scores.max() < 1e-6
@@ -155,10 +160,13 @@ def test_what_is_saved_is_what_is_loaded(group, tmp_path):
 
 
 def test_a_search_that_was_killed_goes_on_from_its_store(model, group, tmp_path, monkeypatch):
-    options = {"ablation": ZeroAblation(), "store": tmp_path, **QUIET}
-    search_heads(model, RAGGED, steps=2, **options)
+    options = {
+        "ablation": ZeroAblation(),
+        "execution": Execution(store=tmp_path, progress=False),
+    }
+    search_heads(model, RAGGED, GroupSearch(2, 3), **options)
     before = {path.name for path in tmp_path.iterdir()}
-    again = search_heads(model, RAGGED, steps=3, **options)
+    again = search_heads(model, RAGGED, FEW, **options)
     assert again.heads == group.heads
     assert torch.equal(again.null, group.null)
     assert before < {path.name for path in tmp_path.iterdir()}
@@ -167,22 +175,39 @@ def test_a_search_that_was_killed_goes_on_from_its_store(model, group, tmp_path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps is 0; .* has 24 heads: take from 1 to one less"),
-        ({"steps": 24}, "steps is 24"),
+        ({"steps": 0}, "steps is 0; a group has at least one head"),
+        ({"steps": 24}, "steps is 24; .* has 24 heads: take from 1 to one less"),
         ({"samples": 0}, "needs at least one random group"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(model, options, message):
     with pytest.raises(ValueError, match=message):
-        search_heads(model, RAGGED, progress=False, **options)
+        search_heads(model, RAGGED, GroupSearch(**options), execution=QUIET)
 
 
 def test_a_group_by_name_scores_as_the_search_says(model, group):
     names = [str(head) for head in group.heads]
-    got = score_groups(model, RAGGED, [names[:1], names], ablation=ZeroAblation(), progress=False)
+    got = score_groups(model, RAGGED, [names[:1], names], ablation=ZeroAblation(), execution=QUIET)
     assert torch.allclose(got, group.scores[[0, 2]], atol=1e-6)
     with pytest.raises(ValueError, match="only once"):
-        score_groups(model, RAGGED, [[names[0], names[0]]], progress=False)
+        score_groups(model, RAGGED, [[names[0], names[0]]], execution=QUIET)
+
+
+@pytest.mark.parametrize("groups", ["L1H1", ["L1H1"], ["L1H1", "L0H2"]])
+def test_heads_where_groups_are_meant_are_refused_with_both_readings(model, groups):
+    with pytest.raises(ValueError, match=r"which is one head: .*\[\[\"L1H1\", \.\.\.\]\] for one"):
+        score_groups(model, RAGGED, groups)
+
+
+def test_workers_find_the_group_that_this_process_finds(group, tmp_path):
+    folder = tmp_path / "model"
+    random_model(CONFIGS["llama"]()).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    execution = Execution(store=tmp_path / "store", executor=map, progress=False)
+    apart = search_heads(folder, RAGGED, FEW, ablation="zero", execution=execution)
+    assert apart.heads == group.heads
+    assert torch.equal(apart.null, group.null)
+    assert apart.candidates.nan_to_num(-1).equal(group.candidates.nan_to_num(-1))
 
 
 def test_the_curve_draws_what_the_table_says(group):
@@ -225,10 +250,11 @@ def test_sahara_picks_the_reference_codes_heads_in_its_order(kind):
     found = search_heads(
         load_model(GOLDEN / "tiny-Llama-mha"),
         numbers["prompts"],
+        FEW,
         ablation=ablation,
         metric=GeneralizedShips("left"),
         template="query",
-        **QUIET,
+        execution=QUIET,
     )
     expected = numbers["sahara"][kind]
     assert [f"{la}-{he}" for la, he in found.heads] == expected["order"]

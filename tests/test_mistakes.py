@@ -1,0 +1,132 @@
+"""Does an obvious mistake in Python end in a sentence? As a user meets it: in a process where no types are checked."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MISTAKES = {
+    # A study is checked where it is made.
+    'Study("m", "d", ablations="zer0")': "did you mean 'zero'",
+    'Study("m", "d", ablations=ZeroAblation)': "is the class ZeroAblation",
+    'Study("m", "d", ablations=[])': "ablations is empty",
+    'Study("m", "d", ablations=["zero", "zero"])': "one kind twice",
+    'Study("m", "d", ablations=[Ships()])': "ablation is Ships()",
+    'Study("m", "d", metric="shipp")': "did you mean 'ships'",
+    'Study("m", "d", metric=Ships)': "write Ships()",
+    'Study("m", "d", metric=ZeroAblation())': "metric is ZeroAblation()",
+    'Study("m", "d", limit=10.5)': "limit is 10.5; it must be a whole number",
+    'Study("m", "d", limit=0)': "limit is 0; it must be a whole number of at least 1",
+    'Study("m", "d", limit=True)': "limit is True",
+    'Study("m", "d", top_k="10")': "top_k is '10'; it must be a whole number",
+    'Study("m", "d", method="fast")': 'must be "exact", "screened"',
+    'Study("m", "d", null="shuffled")': "must be one of labels, layer, random_init",
+    # So is an execution.
+    "Execution(rows=0)": "rows is 0; a forward pass needs at least one row",
+    "Execution(rows=2.5)": "rows is 2.5",
+    "Execution(store=3)": "store is a int; name a folder",
+    'Execution(executor="process")': "give process_map(...)",
+    'Execution(progress="yes")': "progress is 'yes'",
+    # Ablations.
+    'UndifferentiatedAttention("0.5")': "epsilon is '0.5'; it scales the query and must be a finite",
+    'UndifferentiatedAttention(float("nan"))': "epsilon is nan",
+    'UndifferentiatedAttention(float("inf"))': "epsilon is inf",
+    "UndifferentiatedAttention(-0.1)": "epsilon is -0.1",
+    'ScalingContribution("0.5")': "epsilon is '0.5'; it scales the head's output",
+    'ScalingContribution(float("nan"))': "epsilon is nan",
+    'ScalingContribution(float("-inf"))': "epsilon is -inf",
+    "ScalingContribution(-0.1)": "epsilon is -0.1",
+    "ScalingContribution(None)": "epsilon is None",
+    "ResampleAblation(seed=1.5)": "seed is 1.5; it must be a whole number",
+    # Heads.
+    'AblateHead("L1X1", "zero")': "does not name a head; write L3H7",
+    'AblateHead("L1H1", "zeros")': "did you mean 'zero'",
+    'AblateHead("L1H1", ZeroAblation)': "is the class ZeroAblation",
+    "AblateHeads(7, ZeroAblation())": "heads is 7; give heads or their names in a list",
+    "AblateHeads([], ZeroAblation())": "name at least one",
+    # The verbs.
+    'score_heads(model, ["w7 w8"], metric="ship")': "did you mean 'ships'",
+    'score_heads(model, ["w7 w8"], ablation=ZeroAblation)': "is the class ZeroAblation",
+    'score_heads(model, ["w7 w8"], ablation="nothing")': "Known are undifferentiated_attention",
+    'score_heads(model, ["w7 w8"], side="harmfull")': "side is 'harmfull'; it must be \"harmful\" or",
+    'score_heads(model, ["w7 w8"], method=Screened)': "must be",
+    'score_groups(model, ["w7 w8"], ["L1H1"])': "which is one head",
+    'score_groups(model, ["w7 w8"], [Head(1, 1)])': "which is one head",
+    'score_groups(model, ["w7 w8"], "L1H1")': "which is one head",
+    'score_groups(model, ["w7 w8"], [["L9H1"]])': "L9H1 is not in",
+    'search_heads(model, ["w7 w8"], 3)': "search is 3; give GroupSearch(steps=3)",
+    # How answers are drawn, and how a map is laid out.
+    "Decoding(2.5)": "max_new_tokens is 2.5; it must be a whole number of at least 1",
+    'Decoding(temperature="hot")': "temperature is 'hot'",
+    "Decoding(seed=None)": "seed is None; it must be a whole number",
+    "Decoding(top_k=True)": "top_k is True",
+    "Grid(length=10.5)": "length is 10.5; a map needs at least 2 tokens on its axes",
+    'Grid(floor="low")': "floor is 'low'; it is an attention weight above 0",
+    "Grid(log=[2])": "the base of the logarithm",
+    'measure_behaviour(model, ["w7 w8"], sides=["benign"])': "sides has 'benign'",
+    'measure_behaviour(model, ["w7 w8"], decoding=24)': "decoding is 24; give Decoding(24)",
+    'attention_maps(model, ["w7 w8"] * 2, ["w7 w9"] * 2, 1, grid=64)': "grid is 64; give Grid(length=64)",
+    'refusal_under_ablation(model, ["w7 w8"], ["L1H1"], ablation="zer0", sizes=[1])': "did you mean",
+    'refusal_under_ablation(model, ["w7 w8"], "L1H1", ablation="zero")': "the largest size asks for 5",
+    'capture_traces(model, "w7", ["w8"])': "the jailbreak prompts are one string",
+}
+MEANT = {
+    'score_heads(model, ["w7 w8"], ablation="zero", metric="ships")': (
+        'score_heads(model, ["w7 w8"], ablation=ZeroAblation(), metric=Ships())'
+    ),
+    'rank_safety_heads(model, ["w7 w8"], ablations=ZeroAblation()).harmful[0]': (
+        'rank_safety_heads(model, ["w7 w8"], ablations=["zero"]).harmful[0]'
+    ),
+    'AblateHead("L1H1", "zero")': "AblateHead(Head(1, 1), ZeroAblation())",
+    'AblateHeads(["L1H1", (0, 2)], "zero")': "AblateHeads((Head(1, 1), Head(0, 2)), ZeroAblation())",
+    'AblateHeads("L1H1", "zero")': "AblateHeads((Head(1, 1),), ZeroAblation())",
+    'Screened(include=["L1H1"])': "Screened(include=(Head(1, 1),))",
+}
+SCRIPT = """
+import json, sys
+from safetyheads import *
+from tests.zoo import CONFIGS, random_model, tokenizer
+
+model = load_model(random_model(CONFIGS["llama"]()), tokenizer())
+mistakes, meant = json.loads(sys.stdin.read())
+said, same = {}, {}
+for code in mistakes:
+    try:
+        said[code] = f"no error: {eval(code)!r}"
+    except ValueError as error:
+        said[code] = str(error)
+    except Exception as error:
+        said[code] = f"{type(error).__name__}: {error}"
+for pair in meant.items():
+    one, other = map(eval, pair)
+    same[pair[0]] = one.values.equal(other.values) if isinstance(one, HeadScores) else one == other
+print(json.dumps([said, same]))
+"""
+
+
+@pytest.fixture(scope="module")
+def heard():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT],
+        cwd=Path(__file__).parents[1],
+        input=json.dumps([list(MISTAKES), MEANT]),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("code", MISTAKES)
+def test_a_mistake_is_answered_by_a_sentence(heard, code):
+    said = heard[0][code]
+    assert MISTAKES[code] in said
+    assert "Error:" not in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("code", MEANT)
+def test_what_has_one_meaning_is_accepted(heard, code):
+    assert heard[1][code]
