@@ -395,7 +395,9 @@ def test_cases_from_the_field():
     cases = pandas.read_json(FIELD / "judge_cases.jsonl", lines=True)
     wrong = [
         (got, want)
-        for got, want in zip(KeywordJudge()(cases.prompt, cases.answer), cases.verdict, strict=True)
+        for got, want in zip(
+            KeywordJudge()([*cases.prompt], [*cases.answer]), cases.verdict, strict=True
+        )
         if got != want
     ]
     assert len(cases) >= 15
