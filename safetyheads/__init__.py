@@ -14,14 +14,8 @@ if TYPE_CHECKING:
     from safetyheads.engine.executors import process_map, ray_map
     from safetyheads.evidence.agreement import agreement_table
     from safetyheads.evidence.published import published_heads
-    from safetyheads.evidence.specificity import (
-        NullBand,
-        Specificity,
-        null_band,
-        power_curve,
-        rank_stability,
-        specificity,
-    )
+    from safetyheads.evidence.specificity import NullBand, Specificity, null_band, specificity
+    from safetyheads.evidence.stability import power_curve, rank_stability
     from safetyheads.heads import Audit, Head, HeadScores
     from safetyheads.interventions.ablating import AblateHead, AblateHeads, mean_z
     from safetyheads.interventions.ablations import (
@@ -202,7 +196,8 @@ __all__ = [
 _NAMES_OF_MODULE = {
     "evidence.agreement": "agreement_table",
     "validation.definitions": "Comparison Definition compare_definitions",
-    "evidence.specificity": "NullBand Specificity null_band power_curve rank_stability specificity",
+    "evidence.specificity": "NullBand Specificity null_band specificity",
+    "evidence.stability": "power_curve rank_stability",
     "engine.execution": "Execution",
     "engine.executors": "process_map ray_map",
     "interventions.export": "Export export_ablated",
