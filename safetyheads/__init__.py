@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from safetyheads.judges.keywords import KeywordJudge
     from safetyheads.judges.verdicts import Judge
     from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
-    from safetyheads.models.hooked import HookedModel, load_model, random_copy
+    from safetyheads.models.hooked import HookedModel
+    from safetyheads.models.opening import load_model, random_copy
     from safetyheads.plots.agreement import plot_agreement, plot_published_heads
     from safetyheads.plots.attention import (
         plot_attention_divergence,
@@ -210,7 +211,8 @@ _NAMES_OF_MODULE = {
     "judges.keywords": "KeywordJudge",
     "judges.verdicts": "Judge",
     "metrics": "GeneralizedShips RefusalShift Ships",
-    "models.hooked": "HookedModel load_model random_copy",
+    "models.hooked": "HookedModel",
+    "models.opening": "load_model random_copy",
     "ranking.merging": "merge_rankings merge_scores rank_layers",
     "validation.planted": "Planted plant",
     "plots.agreement": "plot_agreement plot_published_heads",

@@ -24,7 +24,7 @@ from safetyheads.evidence.specificity import (
 from safetyheads.heads import Head, HeadScores
 from safetyheads.interventions.ablations import Ablation
 from safetyheads.metrics import Metric
-from safetyheads.models.hooked import random_copy
+from safetyheads.models.opening import random_copy
 from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
 from safetyheads.plots.writing import write_html
 from safetyheads.probes.single_heads import score_measurements

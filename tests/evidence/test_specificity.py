@@ -11,7 +11,7 @@ from safetyheads.engine.execution import Execution
 from safetyheads.evidence.specificity import null_band, specificity
 from safetyheads.evidence.stability import rank_stability
 from safetyheads.heads import HeadScores
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import PromptSet
 from tests.evidence.made_up import made_up_angles, scores
