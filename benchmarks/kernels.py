@@ -14,6 +14,7 @@ import torch
 
 from safetyheads import load_model
 from safetyheads.engine.sweep import TOKENS_A_PASS
+from safetyheads.models.blocks import Blocks
 
 
 @torch.inference_mode()
@@ -28,7 +29,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = load_model(options.model)
     kernels = [
-        kernel for kernel in model.kernels if kernel != "packed"
+        kernel for kernel in Blocks(model).kernels if kernel != "packed"
     ]  # the same attention as sdpa
     generator = torch.Generator().manual_seed(0)
     print(
@@ -37,14 +38,14 @@ def main() -> None:
     for length in options.lengths:
         rows = max(1, TOKENS_A_PASS["cpu"] // length)
         ids = torch.randint(100, 10000, (rows, length), generator=generator)
-        resid, calls = model.embed(ids), model.record_calls(ids[:1])[1]
+        resid, calls = Blocks(model).embed(ids), Blocks(model).record(ids[:1])[1]
         times: dict[str, list[float]] = {kernel: [] for kernel in kernels}
         states = {}
         for _ in range(options.repeats):
             for kernel in kernels:
                 start, rows_in = time.perf_counter(), resid
                 for layer, call in enumerate(calls):
-                    rows_in = model.run_block(layer, rows_in, call, kernel=kernel)
+                    rows_in = Blocks(model).run(layer, rows_in, call, kernel=kernel)
                 times[kernel].append(time.perf_counter() - start)
                 states[kernel] = model.final_norm(rows_in[:, -1])
         line = f"  {rows:3} x {length:4} tokens, bridge {statistics.median(times['bridge']):.2f} s"

@@ -77,8 +77,8 @@ def main() -> None:
     )
     batch = random_prompts(options.prompts, options.shared)
     heads = [Head(la, he) for la in range(model.n_layers) for he in range(model.n_heads)]
-    weights = sum(p.numel() for p in model.bridge.original_model.parameters())
-    block = sum(p.numel() for p in model.bridge.original_model.model.layers[0].parameters())
+    weights = sum(p.numel() for p in model.hf.parameters())
+    block = sum(p.numel() for p in model.hf.model.layers[0].parameters())
     plain = run = 0.0
     for prompts, _ in layout(batch, options.rows, options.device):
         part = batch.select(prompts)

@@ -39,8 +39,12 @@ from safetyheads.heads import Head
 from safetyheads.interventions.ablating import AblateHead, AblateHeads
 from safetyheads.interventions.ablations import Ablation, HeadActs, ZeroAblation
 from safetyheads.metrics import LastToken, Metric, kl_divergence
-from safetyheads.models.hooked import AttentionActs, HookedModel, ZEdit
-from safetyheads.models.replaying import BlockCall, Packing, SharedPrefix, mask_of
+from safetyheads.models.attention import AttentionActs
+from safetyheads.models.blocks import Blocks
+from safetyheads.models.editing import ZEdit, editing, replacing_z
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.packing import Packing
+from safetyheads.models.replaying import BlockCall, SharedPrefix, mask_of
 from safetyheads.prompts import TokenBatch
 from safetyheads.storage.store import layer_key, layer_readings
 
@@ -199,14 +203,14 @@ class _Chunk:
         # Sharing pays only where several prompts share.
         self.prefix = part.prefix_length if len(prompts) > 1 else 0
         self.layer = 0
-        self.resid = model.embed(self.ids)
+        self.resid = Blocks(model).embed(self.ids)
         self.given: AblateHeads | None = None
         self.references: dict[int, _Reference] = {}
 
         def recorded(prefix: int) -> tuple[list[BlockCall], list[BlockCall]]:
             shape = self.ids.shape[1], prefix
             if shape not in calls:
-                calls[shape] = model.record_calls(self.ids[:1], prefix)
+                calls[shape] = Blocks(model).record(self.ids[:1], prefix)
             return calls[shape]
 
         self.calls = recorded(0)[1]
@@ -225,14 +229,14 @@ class _Chunk:
         if self.acts is None or (scores and self.acts.scores is None):
             call = self.calls[layer]
             parts = [
-                self.model.run_block_clean(layer, resid, call, scores=scores)
+                Blocks(self.model).look(layer, resid, call, scores=scores)
                 for resid in self.resid.split(max(1, LOOK_TOKENS // self.resid.shape[1]))
             ]
             self.acts = acts = parts[0] if len(parts) == 1 else _stacked(parts)
             if given is not None:
                 reference = self.references.get(layer)
                 out = acts.attn_out + self.change(acts, given, reference, layer)
-                post = self.model.run_block(layer, self.resid, call, attn_out=out)
+                post = Blocks(self.model).run(layer, self.resid, call, attn_out=out)
                 self.acts = acts._replace(attn_out=out, resid_post=post)
         return self.acts
 
@@ -247,7 +251,7 @@ class _Chunk:
             self.look(self.layer, scores=False)
         self.settle()
         if self.next is None:
-            self.next = self.model.run_block(self.layer, self.resid, self.calls[self.layer])
+            self.next = Blocks(self.model).run(self.layer, self.resid, self.calls[self.layer])
         self.layer, self.resid, self.next = self.layer + 1, self.next, None
 
     def take_baseline(self, metric: Metric) -> Tensor:
@@ -284,7 +288,7 @@ class _Chunk:
         """What ablating the variant's heads at its first layer, or another, adds to that layer's attention output."""
         layer = edit.first_layer if layer < 0 else layer
         writes = [
-            self.model.write(
+            Blocks(self.model).write(
                 layer,
                 head.head,
                 self.ablated_z(acts, edit, reference, head) - acts.z[:, :, head.head],
@@ -332,7 +336,7 @@ class _Chunk:
         return edit.ablation(HeadActs(**acts, softcap=softcap, mean=mean, donor=donor))
 
     def in_flight(self, edit: Variant, above: int, part: tuple[int, int] = (0, 1)) -> list[ZEdit]:
-        """The ablations of the variant's heads above a layer, for `HookedModel.editing_z`."""
+        """The ablations of the variant's heads above a layer, for `models.editing.editing`."""
         scores = "scores" in edit.ablation.needs
         return [
             ZEdit(
@@ -357,7 +361,7 @@ class _Chunk:
         for n, edit in enumerate(edits):
             flying += self.in_flight(edit, layer, part=(n, len(edits)))
         resid = self.resid.expand(len(edits), *self.resid.shape)
-        with self.model.editing_z(flying):
+        with editing(self.model, flying):
             bridged = frozenset(edit.layer for edit in flying)
             return self._run_from(layer, resid, acts.attn_out + changes, bridged)
 
@@ -384,16 +388,16 @@ class _Chunk:
         calls = self.suffix_calls if cut else self.calls
         top = model.n_layers - 1
         for at in range(layer, top):
-            run = partial(model.run_block, kernel="bridge" if at in bridged else kernel)
+            run = partial(Blocks(model).run, kernel="bridge" if at in bridged else kernel)
             cache = SharedPrefix() if cut else None
             if cut:
                 head = run(at, head, self.prefix_calls[at], cache=cache, attn_out=head_out)
             tail = run(at, tail, calls[at], cache=cache, attn_out=tail_out)
             head_out = tail_out = None
         # Of the last block all tokens' keys and values are needed, and the rest for one token.
-        run = partial(model.run_block, kernel=kernel)
+        run = partial(Blocks(model).run, kernel=kernel)
         if tail_out is None:
-            attend = partial(model.run_attention, kernel="bridge" if top in bridged else kernel)
+            attend = partial(Blocks(model).attend, kernel="bridge" if top in bridged else kernel)
             cache = SharedPrefix() if cut else None
             if cut:
                 attend(top, head, self.prefix_calls[top], cache=cache)
@@ -411,14 +415,14 @@ class _Chunk:
         """The same, all prompts of a variant laid end to end."""
         model, top = self.model, self.model.n_layers - 1
         packing, calls = self._packed(cut)
-        run = partial(model.run_block, kernel="packed")
+        run = partial(Blocks(model).run, kernel="packed")
         packed = packing.pack(resid)
         packed_out = None if attn_out is None else packing.pack(attn_out)
         for at in range(layer, top):
             packed = run(at, packed, calls[at], attn_out=packed_out)
             packed_out = None
         if packed_out is None:
-            packed_out = model.run_attention(top, packed, calls[top], kernel="packed")
+            packed_out = Blocks(model).attend(top, packed, calls[top], kernel="packed")
         last, last_out = (t[:, packing.last].flatten(0, 1)[:, None] for t in (packed, packed_out))
         return model.final_norm(run(top, last, calls[top], attn_out=last_out)[:, 0])
 
@@ -463,10 +467,10 @@ class _Chunk:
         """The same rows of one variant by one plain hooked forward pass."""
         if isinstance(edit, AblateHead) and self.given is None:
             z = self.ablated_z(acts, edit, reference)
-            with self.model.replacing_z(*edit.head, lambda _: z):
+            with replacing_z(self.model, *edit.head, lambda _: z):
                 return self._run_whole()
         flying = self.in_flight(edit, -1) + (self.in_flight(self.given, -1) if self.given else [])
-        with self.model.editing_z(flying):
+        with editing(self.model, flying):
             return self._run_whole()
 
     def _run_whole(self) -> LastToken:
@@ -610,11 +614,11 @@ def _find_kernel(
     change = chunk.change(acts, edit, reference)[None]
     expected = chunk._run_whole().log_probs, chunk.run_plainly(edit, acts, reference).log_probs
     if expected[0].isnan().any():
-        return model.kernels[0]  # reported with the baseline
+        return Blocks(model).kernels[0]  # reported with the baseline
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.5
-    for kernel in model.kernels:
+    for kernel in Blocks(model).kernels:
         chunk.kernel = kernel
-        start = model.embed(chunk.ids)[None]
+        start = Blocks(model).embed(chunk.ids)[None]
         got = chunk._run_from(0, start, None), chunk.resume([edit], acts, change)
         worst = max(
             kl_divergence(plain, LastToken(state, model.unembed).log_probs).max().item()

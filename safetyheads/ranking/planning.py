@@ -17,6 +17,7 @@ from safetyheads.engine.measurement import Measurement
 from safetyheads.engine.sweep import LOOK_TOKENS, _Chunk, _Reference, layout
 from safetyheads.heads import Head
 from safetyheads.metrics import LastToken
+from safetyheads.models.blocks import Blocks
 from safetyheads.models.hooked import HookedModel
 from safetyheads.ranking.study import Study
 from safetyheads.screening.screened import Screened, as_method
@@ -104,7 +105,6 @@ def plan(study: Study, execution: Execution = HERE) -> Plan:
         each_side = slice(None, None, len(opened.harmful))
         for run, pace in zip(runs[each_side], paces[each_side], strict=True):
             seconds += _screen_seconds(run, screened, pace)
-    weights = model.bridge.original_model.parameters()
     return Plan(
         model=model.name,
         heads=round(n_heads * share),
@@ -114,7 +114,7 @@ def plan(study: Study, execution: Execution = HERE) -> Plan:
         tokens=sum(cost.tokens for cost in costs),
         seconds=seconds,
         peak_memory=memory,
-        weights=sum(p.numel() * p.element_size() for p in {id(p): p for p in weights}.values()),
+        weights=model.weights_size,
         free_memory=free,
         rows=rows,
         fitting_rows=max(fitting, default=None),
@@ -170,7 +170,7 @@ def _calibrate(run: Measurement, rows: int | None) -> _Pace:
     model, batch = run.inputs.model, run.inputs.batch
     groups = layout(batch, rows, model.device.type)
     prompts, width = max(groups, key=lambda g: g.width * len(g.prompts))
-    chunk = _Chunk(model, batch, prompts, width, model.kernels[0], {})
+    chunk = _Chunk(model, batch, prompts, width, Blocks(model).kernels[0], {})
     edits = run.variants([Head(0, head % model.n_heads) for head in range(width)])
     needs = edits[0].ablation.needs
     low = max(0, model.n_layers - CALIBRATED_LAYERS)
@@ -220,9 +220,8 @@ def _screen_seconds(run: Measurement, screened: Screened, pace: _Pace) -> float:
 def peak_memory(run: Measurement, rows: int | None) -> int:
     """Bytes that a sweep holds beyond the weights, at its widest."""
     model, batch = run.inputs.model, run.inputs.batch
-    config: Any = model.bridge.cfg
     size = torch.finfo(model.dtype).bits // 8
-    width = 6 * model.d_model + 3 * int(config.d_mlp) + 3 * model.d_head * model.n_heads
+    width = 6 * model.d_model + 3 * model.d_mlp + 3 * model.d_head * model.n_heads
     worst = 0
     for prompts, variants in layout(batch, rows, model.device.type):
         part = batch.select(prompts)
@@ -231,7 +230,7 @@ def peak_memory(run: Measurement, rows: int | None) -> int:
         tokens = variants * prefix + lines * (length - prefix)
         # The pass itself; keys and values of the prefix, repeated for every row; its logits and what is made of them.
         inside = tokens * width * size + 4 * lines * length * model.d_head * model.n_heads * size
-        logits = 6 * lines * int(config.d_vocab) * 4
+        logits = 6 * lines * model.d_vocab * 4
         # The clean pass keeps scores and pattern of all heads.
         looked = max(1, min(len(prompts), LOOK_TOKENS // length))
         clean = looked * length * (width + 3 * model.n_heads * length) * size

@@ -35,6 +35,7 @@ from safetyheads.heads import Audit, Head, parse_heads
 from safetyheads.interventions.ablating import AblateHead
 from safetyheads.interventions.ablations import Ablation
 from safetyheads.metrics import GeneralizedShips, LastToken, Metric, Ships
+from safetyheads.models.blocks import Blocks
 from safetyheads.models.hooked import HookedModel
 from safetyheads.prompts import TokenBatch
 
@@ -184,7 +185,7 @@ class _Walk:
             prompts = list(chunk.prompts)
             gradients = self._at_top(chunk, directions[prompts])
             for layer in reversed(range(model.n_layers)):
-                gradients, at_z = model.pull_back(
+                gradients, at_z = Blocks(model).pull_back(
                     layer, resid[layer], chunk.calls[layer], gradients
                 )
                 moved = torch.einsum(
