@@ -4,11 +4,16 @@ Transformers 5.24 renamed an argument, and answers and states went wrong without
 is named. docs/versions.md says what was run.
 """
 
+import functools
 import re
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 
-TRIED = {"transformers": ("5.9", "5.24"), "transformer-lens": ("4.0", "4.3"), "torch": ("2.13", "2.14")}
+TRIED = {
+    "transformers": ("5.9", "5.24"),
+    "transformer-lens": ("4.0", "4.3"),
+    "torch": ("2.13", "2.14"),
+}
 """The lowest and the newest that the tests were run with."""
 
 
@@ -25,12 +30,13 @@ def untried() -> list[str]:
     return found
 
 
+@functools.cache
 def warn_of_untried() -> None:
-    """Say once, where it is so, that an installed version was never tried."""
+    """Say once, when the first model is opened, which installed versions were never tried."""
     if found := untried():
         warnings.warn(
-            f"safetyheads was not tried with {', '.join(found)}; numbers may be wrong without a word. Install a version "
-            "that was, or run its tests with yours",
+            f"safetyheads was not tried with {', '.join(found)}; numbers may be wrong without a word. Install versions "
+            "that were, or run its tests with yours",
             stacklevel=3,
         )
 
