@@ -13,7 +13,7 @@ import time
 import torch
 
 from safetyheads import load_model
-from safetyheads.engine.sweep import TOKENS_A_PASS
+from safetyheads.engine.climb import TOKENS_A_PASS
 
 
 @torch.inference_mode()

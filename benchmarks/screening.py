@@ -21,7 +21,8 @@ from safetyheads import ScalingContribution, UndifferentiatedAttention, load_mod
 from safetyheads.heads import Head, HeadScores
 from safetyheads.metrics import GeneralizedShips, Metric, RefusalShift, Ships
 from safetyheads.probes.single_heads import score_heads, screen_heads
-from safetyheads.screening.screened import Screened, choose, score_screened
+from safetyheads.screening.audit import Screened, choose
+from safetyheads.screening.screened import score_screened
 from safetyheads.stats import spearman
 
 METRICS: dict[str, Metric] = {

@@ -91,7 +91,7 @@ if TYPE_CHECKING:
     from safetyheads.ranking.planning import Plan, plan
     from safetyheads.ranking.ranking import Ranking, rank, rank_safety_heads
     from safetyheads.ranking.study import Study
-    from safetyheads.screening.screened import Screened
+    from safetyheads.screening.audit import Screened
     from safetyheads.validation.definitions import (
         Comparison,
         Definition,
@@ -248,7 +248,7 @@ _NAMES_OF_MODULE = {
     "evidence.published": "published_heads",
     "ranking.ranking": "Ranking rank rank_safety_heads",
     "ranking.study": "Study",
-    "screening.screened": "Screened",
+    "screening.audit": "Screened",
 }
 _MODULE_OF_NAME = {
     name: module for module, names in _NAMES_OF_MODULE.items() for name in names.split()

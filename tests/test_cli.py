@@ -14,7 +14,7 @@ import pytest
 
 import safetyheads.ranking.study  # noqa: F401  (it needs the true model module, which is faked below)
 from safetyheads.__main__ import DEMO_LIMIT, DEMO_MODEL, SMALL_MODEL, format_table, main
-from safetyheads.screening.screened import Screened
+from safetyheads.screening.audit import Screened
 
 
 @dataclass
