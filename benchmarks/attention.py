@@ -22,7 +22,9 @@ from typing import Any
 import torch
 
 from safetyheads import load_model
-from safetyheads.probes.attention import maps as attention
+from safetyheads.inputs import Inputs
+from safetyheads.probes.attention.capture import Asked, captured
+from safetyheads.probes.attention.grid import Grid
 from safetyheads.prompts import TokenBatch
 
 
@@ -80,11 +82,13 @@ def main() -> None:
         ids, torch.full((len(ids),), options.tokens), (text,) * len(ids), "random tokens"
     )
 
+    inputs = Inputs(model, batch, (), {})
+    grid = Grid(length=options.tokens, floor=1e-5)
+
     def capture(layer: int, per_head: bool) -> None:
         # Below the door: random tokens have no text that would give them back.
-        attention._capture(
-            model, [], batch, layer, None, per_head, options.tokens, 1e-5, None, False
-        )
+        asked = Asked((layer,), tuple(range(model.n_heads)), per_head)
+        captured(inputs, asked, grid, progress=False)
 
     print(
         f"{model.name}, {options.prompts} prompts of {options.tokens} tokens, {options.threads} thread(s), "

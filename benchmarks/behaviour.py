@@ -41,14 +41,9 @@ from safetyheads.heads import Head
 from safetyheads.interventions.ablating import AblateHead, AblateHeads
 from safetyheads.judges import ExampleJudge, KeywordJudge, judged
 from safetyheads.metrics import LastToken, refusal_tokens
-from safetyheads.probes.behaviour.answers import (
-    Answer,
-    Behaviour,
-    HeadGroup,
-    RefusalCurve,
-    generate,
-    random_heads,
-)
+from safetyheads.probes.behaviour.answers import Answer, Behaviour
+from safetyheads.probes.behaviour.curves import Arm, RefusalCurve, random_heads
+from safetyheads.probes.behaviour.generation import Decoding, generate
 
 MODEL = "qwen2.5-coder-0.5b-instruct"
 ABLATIONS = {a.name: a for a in (UndifferentiatedAttention(), ScalingContribution())}
@@ -215,9 +210,9 @@ class Experiment:
             refusal = refusal_tokens(self.model.tokenizer, RefusalShift().openings, batch.texts[0])
             if heads:
                 with AblateHeads(tuple(sorted(heads)), ABLATIONS[ablation]).active(self.model):
-                    made = generate(self.model, batch, max_new_tokens=NEW_TOKENS, refusal=refusal)
+                    made = generate(self.model, batch, Decoding(NEW_TOKENS), refusal=refusal)
             else:
-                made = generate(self.model, batch, max_new_tokens=NEW_TOKENS, refusal=refusal)
+                made = generate(self.model, batch, Decoding(NEW_TOKENS), refusal=refusal)
             said = [self.model.tokenizer.decode(t, skip_special_tokens=True) for t in made.tokens]
             verdicts = [judged(judge, texts, said) for judge in JUDGES]
             answers = [
@@ -249,12 +244,12 @@ class Experiment:
         seeds: Sequence[int],
     ) -> RefusalCurve:
         """What `refusal_under_ablation` gives, from saved cells."""
-        groups = {"baseline": HeadGroup("baseline", 0, 0, ())}
+        groups = {"baseline": Arm("baseline", 0, 0, ())}
         for size in sizes:
-            groups[f"top {size}"] = HeadGroup("top", size, 0, tuple(ranking[:size]))
+            groups[f"top {size}"] = Arm("top", size, 0, tuple(ranking[:size]))
             for seed in seeds:
                 heads = random_heads(ranking, self.model.n_heads, seed)[:size]
-                groups[f"random {size}, seed {seed}"] = HeadGroup("random", size, seed, heads)
+                groups[f"random {size}, seed {seed}"] = Arm("random", size, seed, heads)
         answers = []
         for (dataset, side), (name, group) in itertools.product(asked, groups.items()):
             for answer in self.cell(dataset, side, ablation, group.heads):

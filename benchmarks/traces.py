@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas
 
 from safetyheads import (
+    Decoding,
     capture_traces,
     fit_detector,
     lengthen,
@@ -25,7 +26,7 @@ from safetyheads import (
     wrap,
     write_html,
 )
-from safetyheads.jailbreaks import shared_template
+from safetyheads.prompts import shared_template
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -92,7 +93,9 @@ def bypass(model, traces, jailbreak, plain, count):
                 model, prompt
             )  # None: the prompt is answered by the untouched model
             named = {"bypassed": skipped} if skipped else {}
-            measured = measure_behaviour(model, [prompt], named, max_new_tokens=24, progress=False)
+            measured = measure_behaviour(
+                model, [prompt], named, decoding=Decoding(24), progress=False
+            )
             layers, verdicts = (
                 len(skipped.layers) if skipped else 0,
                 [a.verdicts[0] for a in measured.answers],

@@ -25,6 +25,7 @@ import os
 from pathlib import Path
 
 from safetyheads import (
+    Grid,
     attention_by_segment,
     attention_divergence,
     attention_maps,
@@ -80,7 +81,7 @@ print(len(goals), "requests, plain and in", "a 2023 template" if data else "the 
 models = {name: load_model(name) for name in dict.fromkeys(name for name, _ in ROWS)}
 names = ("Plain", "Jailbreak")
 maps = [
-    attention_maps(models[name], goals, jailbreaks, layer, short="blank", names=names)
+    attention_maps(models[name], goals, jailbreaks, layer, grid=Grid(short="blank"), names=names)
     for name, layer in ROWS
 ]
 plot_attention_maps(maps, note=f"{len(goals)} requests; white: fewer than 2 prompts reach the pair")
@@ -90,10 +91,9 @@ plot_attention_maps(maps, note=f"{len(goals)} requests; white: fewer than 2 prom
 
 # %%
 reached = int(maps[0].mask.any(1).sum())
+small = Grid(length=reached, short="blank")
 corner = [
-    attention_maps(
-        models[name], goals, jailbreaks, layer, length=reached, short="blank", names=names
-    )
+    attention_maps(models[name], goals, jailbreaks, layer, grid=small, names=names)
     for name, layer in ROWS
 ]
 plot_attention_maps(corner)

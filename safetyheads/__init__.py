@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     )
     from safetyheads.interventions.export import Export, export_ablated
     from safetyheads.interventions.layers import BypassLayers
-    from safetyheads.jailbreaks import ROLE_PLAY, lengthen, wrap
     from safetyheads.judges.examples import ExampleJudge
     from safetyheads.judges.keywords import KeywordJudge
     from safetyheads.judges.verdicts import Judge
@@ -51,26 +50,15 @@ if TYPE_CHECKING:
     from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
     from safetyheads.plots.traces import plot_detection
     from safetyheads.plots.writing import write_html, write_image
-    from safetyheads.probes.attention.divergence import (
-        AttentionDivergence,
-        attention_by_segment,
-        attention_divergence,
-    )
-    from safetyheads.probes.attention.maps import (
-        AttentionCapture,
-        AttentionMaps,
-        HiddenMagnitudes,
-        attention_maps,
-        capture_attention,
-        compare_captures,
-        hidden_magnitudes,
-    )
-    from safetyheads.probes.behaviour.answers import (
-        Behaviour,
-        RefusalCurve,
-        measure_behaviour,
-        refusal_under_ablation,
-    )
+    from safetyheads.probes.attention.capture import AttentionCapture, capture_attention
+    from safetyheads.probes.attention.divergence import AttentionDivergence, attention_divergence
+    from safetyheads.probes.attention.grid import Grid
+    from safetyheads.probes.attention.hidden import HiddenMagnitudes, hidden_magnitudes
+    from safetyheads.probes.attention.maps import AttentionMaps, attention_maps, compare_captures
+    from safetyheads.probes.attention.shares import attention_by_segment
+    from safetyheads.probes.behaviour.answers import Behaviour, measure_behaviour
+    from safetyheads.probes.behaviour.curves import RefusalCurve, refusal_under_ablation
+    from safetyheads.probes.behaviour.generation import Decoding
     from safetyheads.probes.behaviour.utility import Utility, lm_eval_model, measure_utility
     from safetyheads.probes.groups import GroupSearch, HeadGroup, score_groups, search_heads
     from safetyheads.probes.single_heads import (
@@ -79,14 +67,16 @@ if TYPE_CHECKING:
         score_layers,
         screen_heads,
     )
-    from safetyheads.probes.traces.capture import (
+    from safetyheads.probes.traces.capture import Traces, capture_traces
+    from safetyheads.probes.traces.detectors import (
         JailbreakDetector,
-        Traces,
-        capture_traces,
         fit_detector,
         score_detectors,
     )
-    from safetyheads.prompts import TEMPLATES, PromptSet, TokenBatch, load_prompts, tokenize
+    from safetyheads.prompts.dressing import ROLE_PLAY, lengthen, wrap
+    from safetyheads.prompts.loading import load_prompts
+    from safetyheads.prompts.sets import PromptSet
+    from safetyheads.prompts.tokens import TEMPLATES, TokenBatch, tokenize
     from safetyheads.ranking.merging import merge_rankings, merge_scores, rank_layers
     from safetyheads.ranking.planning import Plan, plan
     from safetyheads.ranking.ranking import Ranking, rank, rank_safety_heads
@@ -112,11 +102,13 @@ __all__ = [
     "Behaviour",
     "BypassLayers",
     "Comparison",
+    "Decoding",
     "Definition",
     "ExampleJudge",
     "Execution",
     "Export",
     "GeneralizedShips",
+    "Grid",
     "GroupSearch",
     "Head",
     "HeadGroup",
@@ -219,7 +211,6 @@ _NAMES_OF_MODULE = {
     "interventions.ablations": "MeanAblation ResampleAblation ScalingContribution "
     "UndifferentiatedAttention ZeroAblation",
     "interventions.layers": "BypassLayers",
-    "jailbreaks": "ROLE_PLAY lengthen wrap",
     "judges.examples": "ExampleJudge",
     "judges.keywords": "KeywordJudge",
     "judges.verdicts": "Judge",
@@ -237,14 +228,23 @@ _NAMES_OF_MODULE = {
     "plots.heads": "plot_head_heatmap plot_head_scatter",
     "plots.traces": "plot_detection",
     "probes.single_heads": "score_heads score_heads_together score_layers screen_heads",
-    "probes.attention.maps": "AttentionCapture AttentionMaps HiddenMagnitudes attention_maps "
-    "capture_attention compare_captures hidden_magnitudes",
-    "probes.behaviour.answers": "Behaviour RefusalCurve measure_behaviour refusal_under_ablation",
-    "probes.attention.divergence": "AttentionDivergence attention_by_segment attention_divergence",
+    "probes.attention.capture": "AttentionCapture capture_attention",
+    "probes.attention.divergence": "AttentionDivergence attention_divergence",
+    "probes.attention.grid": "Grid",
+    "probes.attention.hidden": "HiddenMagnitudes hidden_magnitudes",
+    "probes.attention.maps": "AttentionMaps attention_maps compare_captures",
+    "probes.attention.shares": "attention_by_segment",
+    "probes.behaviour.answers": "Behaviour measure_behaviour",
+    "probes.behaviour.curves": "RefusalCurve refusal_under_ablation",
+    "probes.behaviour.generation": "Decoding",
     "probes.groups": "GroupSearch HeadGroup score_groups search_heads",
-    "probes.traces.capture": "JailbreakDetector Traces capture_traces fit_detector score_detectors",
+    "probes.traces.capture": "Traces capture_traces",
+    "probes.traces.detectors": "JailbreakDetector fit_detector score_detectors",
     "probes.behaviour.utility": "Utility lm_eval_model measure_utility",
-    "prompts": "TEMPLATES PromptSet TokenBatch load_prompts tokenize",
+    "prompts.dressing": "ROLE_PLAY lengthen wrap",
+    "prompts.loading": "load_prompts",
+    "prompts.sets": "PromptSet",
+    "prompts.tokens": "TEMPLATES TokenBatch tokenize",
     "evidence.published": "published_heads",
     "ranking.ranking": "Ranking rank rank_safety_heads",
     "ranking.study": "Study",

@@ -440,7 +440,6 @@ def maps(options: argparse.Namespace) -> None:
     """Load, capture, save and draw: the whole of `safetyheads maps`."""
     check_writable(options.out)
 
-    from safetyheads.jailbreaks import wrap
     from safetyheads.models.hooked import load_model
     from safetyheads.plots.attention import (
         plot_attention_divergence,
@@ -449,8 +448,10 @@ def maps(options: argparse.Namespace) -> None:
     )
     from safetyheads.plots.writing import write_html
     from safetyheads.probes.attention.divergence import attention_divergence
-    from safetyheads.probes.attention.maps import attention_maps, hidden_magnitudes
-    from safetyheads.prompts import load_prompts
+    from safetyheads.probes.attention.grid import Grid
+    from safetyheads.probes.attention.hidden import hidden_magnitudes
+    from safetyheads.probes.attention.maps import attention_maps
+    from safetyheads.prompts import load_prompts, wrap
 
     benign, jailbreak = (
         load_prompts(options.benign or "builtin"),
@@ -469,20 +470,17 @@ def maps(options: argparse.Namespace) -> None:
         dtype = getattr(torch, options.dtype)
     names = list(dict.fromkeys(options.model))
     models = {n: load_model(n, device=options.device, dtype=dtype) for n in names}
+    grid = Grid(
+        length=options.length,
+        log=options.log if options.log == "e" else int(options.log),
+        floor=options.floor,
+        order=options.order,
+        min_prompts=options.min_prompts,
+        short="blank",
+    )
     drawn = []
     for name, layer in zip(options.model, options.layer, strict=True):
-        found = attention_maps(
-            models[name],
-            *sets,
-            layer,
-            length=options.length,
-            log=options.log if options.log == "e" else int(options.log),
-            floor=options.floor,
-            order=options.order,
-            min_prompts=options.min_prompts,
-            short="blank",
-            template=options.template,
-        )
+        found = attention_maps(models[name], *sets, layer, grid=grid, template=options.template)
         folder = found.save(options.out / f"{Path(found.model).name}-layer{layer}")
         both = int(found.mask.any(1).sum())
         print(f"{found.model}, layer {layer}: {folder.absolute()}")
@@ -490,8 +488,10 @@ def maps(options: argparse.Namespace) -> None:
         drawn.append(found)
     figures = {"maps": plot_attention_maps(drawn)}
     if options.hidden:
-        shared = {"length": options.length, "template": options.template}
-        magnitudes = [hidden_magnitudes(model, *sets, **shared) for model in models.values()]
+        magnitudes = [
+            hidden_magnitudes(model, *sets, grid=grid, template=options.template)
+            for model in models.values()
+        ]
         figures["hidden"] = plot_hidden_magnitudes(magnitudes)
     if options.divergence:
         for model in models.values():

@@ -15,6 +15,7 @@ from safetyheads.interventions.ablations import (
     UndifferentiatedAttention,
     ZeroAblation,
 )
+from safetyheads.models.cache_names import cache_argument
 from safetyheads.models.hooked import load_model
 from safetyheads.models.replaying import SharedPrefix
 from safetyheads.prompts import tokenize
@@ -79,7 +80,8 @@ def test_with_a_cache_as_without(zoo, ablation):
         whole = model.logits(ids)[0]
         cache, steps = DynamicCache(config=model.bridge.original_model.config), []
         for piece in ids.split([4, 3, *[1] * (ids.shape[1] - 7)], dim=1):
-            out = model.bridge.original_model(input_ids=piece, past_key_values=cache)
+            hf = model.bridge.original_model
+            out = hf(input_ids=piece, **{cache_argument(hf): cache})
             steps.append(out.logits[0])
     assert (torch.cat(steps) - whole).abs().max() < 1e-4
     assert (whole - model.logits(ids)[0]).abs().max() > 1e-2
@@ -161,6 +163,8 @@ def test_one_head_is_a_group_of_one(model):
 def test_nothing_is_left_behind_after_an_error(model):
     ids = ids_of(RAGGED[0])
     before = last(model, ids)
+    attentions = [model.bridge.blocks[layer].attn for layer in (0, 1, 3)]
+    hooks = [(dict(a._forward_hooks), dict(a._forward_pre_hooks)) for a in attentions]
 
     class Broken:
         name, needs = "broken", frozenset[str]()
@@ -176,10 +180,7 @@ def test_nothing_is_left_behind_after_an_error(model):
     ):
         pass
     assert torch.equal(last(model, ids), before)
-    for layer in (0, 1, 3):
-        attention = model.bridge.blocks[layer].attn
-        assert not attention._forward_hooks
-        assert not attention._forward_pre_hooks
+    assert [(dict(a._forward_hooks), dict(a._forward_pre_hooks)) for a in attentions] == hooks
 
 
 @pytest.mark.parametrize(

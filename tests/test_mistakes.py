@@ -57,6 +57,20 @@ MISTAKES = {
     'score_groups(model, ["w7 w8"], "L1H1")': "which is one head",
     'score_groups(model, ["w7 w8"], [["L9H1"]])': "L9H1 is not in",
     'search_heads(model, ["w7 w8"], 3)': "search is 3; give GroupSearch(steps=3)",
+    # How answers are drawn, and how a map is laid out.
+    "Decoding(2.5)": "max_new_tokens is 2.5; it must be a whole number of at least 1",
+    'Decoding(temperature="hot")': "temperature is 'hot'",
+    "Decoding(seed=None)": "seed is None; it must be a whole number",
+    "Decoding(top_k=True)": "top_k is True",
+    "Grid(length=10.5)": "length is 10.5; a map needs at least 2 tokens on its axes",
+    'Grid(floor="low")': "floor is 'low'; it is an attention weight above 0",
+    "Grid(log=[2])": "the base of the logarithm",
+    'measure_behaviour(model, ["w7 w8"], sides=["benign"])': "sides has 'benign'",
+    'measure_behaviour(model, ["w7 w8"], decoding=24)': "decoding is 24; give Decoding(24)",
+    'attention_maps(model, ["w7 w8"] * 2, ["w7 w9"] * 2, 1, grid=64)': "grid is 64; give Grid(length=64)",
+    'refusal_under_ablation(model, ["w7 w8"], ["L1H1"], ablation="zer0", sizes=[1])': "did you mean",
+    'refusal_under_ablation(model, ["w7 w8"], "L1H1", ablation="zero")': "the largest size asks for 5",
+    'capture_traces(model, "w7", ["w8"])': "the jailbreak prompts are one string",
 }
 MEANT = {
     'score_heads(model, ["w7 w8"], ablation="zero", metric="ships")': (

@@ -26,7 +26,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from safetyheads.checkpoints import _quiet_transformers, load_checkpoint
 from safetyheads.heads import Head
 from safetyheads.interventions.ablating import AblateHeads, mean_z
 from safetyheads.interventions.ablations import (
@@ -37,6 +36,7 @@ from safetyheads.interventions.ablations import (
     ZeroAblation,
     describe,
 )
+from safetyheads.models.checkpoints import load_checkpoint, quiet_transformers
 from safetyheads.models.hooked import HookedModel, load_model
 from safetyheads.prompts import PromptSet, load_prompts, tokenize
 from safetyheads.storage.files import writable_folder
@@ -99,7 +99,7 @@ def export_ablated(
     changed = [name for name, t in plain.state_dict().items() if t.data_ptr() != before[name]]
     work = writable_folder(folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial"))
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             plain.save_pretrained(work)
             model.tokenizer.save_pretrained(work)
         del plain, attentions

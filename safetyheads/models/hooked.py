@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from safetyheads.checkpoints import KNOWN_MODELS, load_checkpoint
+from safetyheads.models.cache_names import cache_argument, name_caches
+from safetyheads.models.checkpoints import KNOWN_MODELS, load_checkpoint
 from safetyheads.models.replaying import (
     BlockCall,
     Packing,
@@ -179,8 +180,7 @@ class HookedModel:
             ids,
             attention_mask=real.long(),
             position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
+            cache=cache,
         )
         return out.logits[:, -1]
 
@@ -373,17 +373,17 @@ class HookedModel:
             handles.append(block.attn.register_forward_hook(showing("attn_out", layer)))
             handles.append(block.register_forward_hook(showing("resid_post", layer)))
         try:
-            cached: dict[str, Any] = {}
+            cache: Any = None
             if prefix:
                 from transformers import DynamicCache
 
-                cached = {"past_key_values": DynamicCache(), "use_cache": True}
+                cache = DynamicCache()
                 with contextlib.suppress(Reached):
-                    self._forward(ids[:1, :prefix], **cached)
-                cached["past_key_values"].batch_repeat_interleave(len(ids))
+                    self._forward(ids[:1, :prefix], cache=cache)
+                cache.batch_repeat_interleave(len(ids))
                 start = prefix
             with contextlib.suppress(Reached):
-                self._forward(ids[:, prefix:], **cached)
+                self._forward(ids[:, prefix:], cache=cache)
         finally:
             for handle in handles:
                 handle.remove()
@@ -438,9 +438,15 @@ class HookedModel:
             for handle in handles:
                 handle.remove()
 
-    def _forward(self, ids: Tensor, **kwargs: Any) -> Any:
-        kwargs.setdefault("use_cache", False)
-        return self._hf(input_ids=ids.to(self.device), logits_to_keep=1, **kwargs)
+    def _forward(self, ids: Tensor, *, cache: Any = None, **kwargs: Any) -> Any:
+        if cache is not None:
+            kwargs[cache_argument(self._hf)] = cache
+        return self._hf(
+            input_ids=ids.to(self.device),
+            logits_to_keep=1,
+            use_cache=cache is not None,
+            **kwargs,
+        )
 
     # One block at a time ---------------------------------------------------------------------------------------------
 
@@ -474,10 +480,10 @@ class HookedModel:
         from transformers import DynamicCache
 
         cache = DynamicCache()
-        first = self._record(ids[:, :prefix], past_key_values=cache, use_cache=True)
-        return first, self._record(ids[:, prefix:], past_key_values=cache, use_cache=True)
+        first = self._record(ids[:, :prefix], cache)
+        return first, self._record(ids[:, prefix:], cache)
 
-    def _record(self, ids: Tensor, **kwargs: Any) -> list[BlockCall]:
+    def _record(self, ids: Tensor, cache: Any = None) -> list[BlockCall]:
         calls: list[BlockCall] = []
 
         def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -486,7 +492,7 @@ class HookedModel:
 
         handles = [b.register_forward_pre_hook(keep, with_kwargs=True) for b in self.bridge.blocks]
         try:
-            self._forward(ids, **kwargs)
+            self._forward(ids, cache=cache)
         finally:
             for handle in handles:
                 handle.remove()
@@ -748,6 +754,7 @@ def _opened(
             "not uniform, and these ablations are not defined for it; use a model with rotary or learned positions"
         )
     bridge.eval()
+    name_caches(bridge)
     if "blocks.0.attn.hook_z" not in bridge.hook_dict:
         raise ValueError(f"{name} has no attention heads to ablate: its first block has no hook_z")
     dtype = next(bridge.original_model.parameters()).dtype

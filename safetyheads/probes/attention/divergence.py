@@ -2,15 +2,13 @@
 
 Jailbreak prompts are longer than plain ones, and a longer prompt spreads attention differently whatever it says. So the
 comparison to read is between equally long beginnings, a permutation of the labels says what chance gives, and neutral
-prose in front of the benign prompts says what length does. `attention_by_segment` asks from which parts of a prompt
+prose in front of the benign prompts says what length does. `shares.py` asks from which parts of a prompt
 given heads read. The question is that of "Jailbreaking Leaves a Trace" (arXiv:2602.11495); how the paper chose its
 layers is not stated, and this measure is not taken from it.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,18 +16,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from safetyheads.activations.patterns import Side, checked_layers, each_pattern, two_sets
+from safetyheads.activations.patterns import checked_layers, each_pattern
 from safetyheads.heads import Head
-from safetyheads.jailbreaks import Segment, find_segments, lengthen
+from safetyheads.inputs import Inputs, prepare, prepare_both
 from safetyheads.models.hooked import HookedModel, load_model
-from safetyheads.prompts import PromptSet, TokenBatch, tokenize
+from safetyheads.progress import bar
+from safetyheads.prompts import PromptSet, TokenBatch, lengthen
 from safetyheads.stats import benjamini_hochberg
 
 if TYPE_CHECKING:
     import pandas
-
-COMPARISONS = ("matched", "lengthened", "unmatched", "length_only")
-"""What `attention_divergence` compares; the first is the one to read, the last two are controls."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,23 +76,17 @@ def attention_divergence(
 
     Raises ValueError for what `attention_maps` refuses, and where too few tokens or prompts are left to compare.
     """
-    from tqdm.auto import tqdm
+    import pandas
 
     if bins < 2:
         raise ValueError(f"bins is {bins}; at least 2 groups of keys are needed to tell them apart")
     model = load_model(model)
     asked = checked_layers(model, layers)
-    plain, attack = two_sets(model, benign, jailbreak, template, ("benign", "jailbreak"))
-    wanted = [int(n) for n in attack[1].lengths.tolist()]
-    wanted = [wanted[n % len(wanted)] for n in range(len(plain[0]))]
-    longer = lengthen(plain[0], wanted, model.tokenizer, template)
-    batches = {
-        "benign": plain[1],
-        "jailbreak": attack[1],
-        "longer": tokenize(longer, model.tokenizer, template, max_length=model.context),
-    }
+    plain, attack = prepare_both(model, benign, jailbreak, template=template)
+    longer = lengthened(plain, attack, template)
+    batches = {"benign": plain.batch, "jailbreak": attack.batch, "longer": longer.batch}
     prefix = _shared_start(list(batches.values()))
-    window = _common_window(plain, attack, prefix, length)
+    window = _common_window(plain.batch, attack.batch, prefix, length)
     shortest = min(int(batch.lengths.min()) for batch in batches.values())
     groups = {"whole": min(bins, shortest - prefix), "start": min(bins, window - prefix)}
     features: dict[tuple[str, str], _Features] = {}
@@ -113,26 +103,36 @@ def attention_divergence(
         "length_only": (features["benign", "whole"], features["longer", "whole"]),
     }
     rows: list[dict[str, Any]] = []
-    shown = tqdm(pairs.items(), desc="null", disable=None if progress is None else not progress)
-    for comparison, (ours, theirs) in shown:
-        tests = [_permute(ours[layer], theirs[layer], n_permutations, seed) for layer in asked]
-        rows += _rows(comparison, asked, tests, len(ours[asked[0]]), len(theirs[asked[0]]))
-    import pandas
-
+    with bar(len(pairs), "null", "comparison", progress) as shown:
+        for comparison, (ours, theirs) in pairs.items():
+            tests = [_permute(ours[layer], theirs[layer], n_permutations, seed) for layer in asked]
+            rows += _rows(comparison, asked, tests, len(ours[asked[0]]), len(theirs[asked[0]]))
+            shown.update()
     table = pandas.DataFrame(rows)
     table["head"] = table["head"].astype("Int64")
     provenance = {
-        "model": {"name": model.name, **model.provenance},
-        "template": plain[1].template,
-        "tokens": {name: batch.fingerprint for name, batch in batches.items()},
+        "benign": plain.provenance,
+        "jailbreak": attack.provenance,
+        "longer": longer.batch.fingerprint,
         "shared_start": prefix,
         "matched_length": window,
         "bins": bins,
         "n_permutations": n_permutations,
         "seed": seed,
-        "safetyheads": version("safetyheads"),
     }
     return AttentionDivergence(table, provenance)
+
+
+def lengthened(plain: Inputs, attack: Inputs, template: str | None) -> Inputs:
+    """The plain prompts behind neutral prose, which brings each to the length of one of the other set."""
+    if not plain.texts:
+        raise ValueError(
+            "tokens came, and prose is put before the prompts' texts: give the prompts as strings"
+        )
+    wanted = [int(n) for n in attack.batch.lengths.tolist()]
+    wanted = [wanted[n % len(wanted)] for n in range(len(plain.texts))]
+    texts = lengthen(plain.texts, wanted, plain.model.tokenizer, template)
+    return prepare(plain.model, texts, template=template)
 
 
 _Features = dict[int, Float[Tensor, "prompt head query key"]]
@@ -264,9 +264,9 @@ def _content_ends(batch: TokenBatch) -> list[int]:
     return [len(row) - shared for row in rows]
 
 
-def _common_window(plain: "Side", attack: "Side", prefix: int, length: int | None) -> int:
+def _common_window(plain: TokenBatch, attack: TokenBatch, prefix: int, length: int | None) -> int:
     """How many tokens from the start are compared where length is matched."""
-    ends = [_content_ends(batch) for _, batch in (plain, attack)]
+    ends = [_content_ends(batch) for batch in (plain, attack)]
     window = min(map(min, ends)) if length is None else length
     if window - prefix < 2:
         raise ValueError(
@@ -280,111 +280,3 @@ def _common_window(plain: "Side", attack: "Side", prefix: int, length: int | Non
                 f"(they have {min(some)} to {max(some)}): give length= a smaller number, or longer prompts"
             )
     return window
-
-
-# --- from which parts of the prompt -------------------------------------------------------------
-
-
-@torch.inference_mode()
-def attention_by_segment(
-    model: Any,
-    benign: PromptSet | Sequence[str] | str | Path,
-    jailbreak: PromptSet | Sequence[str] | str | Path,
-    heads: Sequence[Head | str | tuple[int, int]],
-    *,
-    template: str | None = None,
-    progress: bool | None = None,
-) -> "pandas.DataFrame":
-    """How much attention do given heads take from each part of the prompt, and how much goes to the jailbreak's tokens?
-
-    The query is the last token, where safety heads are scored. `heads` are in order of rank, such as
-    `ranking.top()["label"]`. The two sets should hold the same requests, plain and in a jailbreak template; a third,
-    the plain ones behind as much neutral prose, shows what length does.
-
-    Returns a table, a row a head, set and segment: label, layer, head, rank (place in `heads`), prompts ("benign",
-    "lengthened", "jailbreak"), segment, share [1] (mean over prompts), tokens (mean number), even_share (what attention
-    spread evenly over all tokens gives), other_heads (mean share of the layer's heads that are not in `heads`). The
-    first token, which heads attend to when they have nothing to do, is a segment of its own.
-
-    Raises ValueError for what `attention_maps` refuses, heads that are not there, or a tokenizer that does not say
-    which characters a token covers.
-    """
-    import pandas
-
-    model = load_model(model)
-    chosen = [Head.parse(head) for head in heads]
-    if not chosen:
-        raise ValueError("there are no heads; give at least one, such as L3H7")
-    for head in chosen:
-        model.require_head(*head)
-    layers = tuple(sorted({head.layer for head in chosen}))
-    plain, attack = two_sets(model, benign, jailbreak, template, ("benign", "jailbreak"))
-    wanted = [int(n) for n in attack[1].lengths.tolist()]
-    wanted = [wanted[n % len(wanted)] for n in range(len(plain[0]))]
-    longer = lengthen(plain[0], wanted, model.tokenizer, template)
-    sets: dict[str, tuple[Sequence[str], TokenBatch, Sequence[str] | None]] = {
-        "benign": (*plain, plain[0]),
-        "lengthened": (longer, tokenize(longer, model.tokenizer, template), plain[0]),
-        "jailbreak": (*attack, None),
-    }
-    rows: list[dict[str, Any]] = []
-    for name, (texts, batch, requests) in sets.items():
-        spans = find_segments(batch, texts, model.tokenizer, requests)
-        if not all(spans):
-            raise ValueError(
-                f"the segments of the {name} prompts cannot be told: this needs a fast tokenizer and a "
-                "chat template that leaves the user's text as it is"
-            )
-        rows += _segment_rows(model, batch, spans, chosen, layers, name, progress)
-    return pandas.DataFrame(rows)
-
-
-FIRST = "first token"
-
-
-def _segment_rows(
-    model: HookedModel,
-    batch: TokenBatch,
-    spans: Sequence[tuple[Segment, ...]],
-    chosen: Sequence[Head],
-    layers: Sequence[int],
-    name: str,
-    progress: bool | None,
-) -> Iterator[dict[str, Any]]:
-    shares: dict[tuple[int, str], Tensor] = {}
-    tokens: dict[str, float] = {}
-    # The first token apart from the segment that it is in.
-    parted = [
-        [Segment(FIRST, 0, 1), *(p._replace(start=max(p.start, 1)) for p in parts if p.stop > 1)]
-        for parts in spans
-    ]
-    for parts in parted:
-        for part in parts:
-            size = (part.stop - part.start) / len(batch)
-            tokens[part.name] = tokens.get(part.name, 0.0) + size
-
-    def add(layer: int, row: int, pattern: Tensor, visible: Tensor) -> None:
-        last = pattern[:, -1].cpu()
-        for part in parted[row]:
-            share = last[:, part.start : part.stop].sum(-1) / len(batch)
-            key = layer, part.name
-            shares[key] = shares.get(key, torch.zeros(())) + share
-
-    each_pattern(model, batch, layers, int(batch.lengths.max()), add, name, progress)
-    length = batch.lengths.double().mean().item()
-    for rank, head in enumerate(chosen, start=1):
-        others = [h for h in range(model.n_heads) if Head(head.layer, h) not in chosen]
-        for segment, count in tokens.items():
-            share = shares[head.layer, segment]
-            yield {
-                "label": str(head),
-                "layer": head.layer,
-                "head": head.head,
-                "rank": rank,
-                "prompts": name,
-                "segment": segment,
-                "share": share[head.head].item(),
-                "tokens": count,
-                "even_share": count / length,
-                "other_heads": share[others].mean().item() if others else math.nan,
-            }

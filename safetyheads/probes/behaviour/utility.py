@@ -18,6 +18,7 @@ from torch import Tensor
 
 from safetyheads.interventions.named import all_active, named_interventions
 from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.progress import bar
 from safetyheads.prompts import tokenize
 from safetyheads.stats import bootstrap_interval, wilson_interval
 
@@ -119,19 +120,20 @@ def measure_utility(
     if not texts or not questions or min(len(q.choices) for q in questions) < 2:
         raise ValueError("give at least one text, and questions with at least two choices each")
     losses, correct = {}, {}
-    with _bar(len(named) * (len(texts) + len(questions)), progress) as bar:
+    total = len(named) * (len(texts) + len(questions))
+    with bar(total, "utility", "text", progress) as shown:
         for name, stack in named.items():
             with all_active(stack, model):
                 found = []
                 for text in texts:
                     found.append(cross_entropy(model, text))
-                    bar.update()
+                    shown.update()
                 losses[name] = torch.tensor(found)
                 hits = []
                 for question in questions:
                     scores = choice_log_probs(model, question)
                     hits.append(bool(scores.argmax() == 0 and (scores[1:] < scores[0]).all()))
-                    bar.update()
+                    shown.update()
                 correct[name] = torch.tensor(hits)
     return Utility(losses, correct, model.name)
 
@@ -202,10 +204,3 @@ def lm_eval_model(model: Any, intervention: Any = None, **options: Any) -> Any:
     return IntervenedLM(
         pretrained=opened.bridge.original_model, tokenizer=opened.tokenizer, **options
     )
-
-
-def _bar(total: int, shown: bool | None) -> Any:
-    from tqdm.auto import tqdm
-
-    hidden = None if shown is None else not shown
-    return tqdm(total=total, desc="utility", unit="text", disable=hidden)

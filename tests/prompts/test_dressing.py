@@ -2,17 +2,17 @@
 
 import pytest
 
-from safetyheads.jailbreaks import (
+from safetyheads.prompts import (
     FILLER,
     ROLE_PLAY,
     Segment,
     find_segments,
     lengthen,
     shared_template,
+    tokenize,
     typical_segments,
     wrap,
 )
-from safetyheads.prompts import tokenize
 from tests.zoo import sentence, tokenizer
 
 
