@@ -77,10 +77,12 @@ class _Untouched:
     heads: ClassVar[tuple[Head, ...]] = ()
     needs: ClassVar[frozenset[str]] = frozenset({"acts"})
     label: ClassVar[str] = "nothing"
-    description: ClassVar[dict[str, Any]] = {}
 
     def start(self, site: Site) -> Start:
         return Start(site.resid, None if site.acts is None else site.acts.attn_out)
+
+    def describe(self) -> dict[str, Any]:
+        return {}
 
     def in_flight(self, site: Site) -> Start:
         return Start(site.resid)

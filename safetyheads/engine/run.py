@@ -25,7 +25,7 @@ def run(
     if execution.store is not None:
         manifest = measurement.manifest(execution)
         if not measurement.has_whole_layers(variants):
-            manifest["variants"] = [variant.description for variant in variants]
+            manifest["variants"] = [variant.describe() for variant in variants]
         store = Store(execution.store, manifest)
     passes = len(variants) * len(measurement.inputs.batch)
     with bar(passes, measurement.label, "pass", execution.progress) as shown:

@@ -52,8 +52,7 @@ class AblateHead:
     def label(self) -> str:
         return f"ablating {self.head}"
 
-    @property
-    def description(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"head": str(self.head), "ablation": describe(self.ablation)}
 
     def start(self, site: Site) -> Start:
@@ -113,8 +112,7 @@ class AblateHeads:
     def label(self) -> str:
         return f"ablating {', '.join(map(str, self.heads))}"
 
-    @property
-    def description(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"heads": [str(head) for head in self.heads], "ablation": describe(self.ablation)}
 
     def start(self, site: Site) -> Start:

@@ -51,8 +51,7 @@ class AblateDirection:
     def label(self) -> str:
         return f"ablating a direction from layer {self.first_layer} on"
 
-    @property
-    def description(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"ablate_direction": digest(self.direction), "first_layer": self.first_layer}
 
     def project(self, states: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
@@ -122,8 +121,7 @@ class AddDirection:
     def label(self) -> str:
         return f"adding a vector at layer {self.layer}"
 
-    @property
-    def description(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"add_direction": digest(self.vector), "layer": self.layer}
 
     def add(self, states: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:

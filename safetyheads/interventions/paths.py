@@ -45,8 +45,7 @@ class Step:
     def label(self) -> str:
         return f"a step of {self.share:.3g} at layer {self.layer}"
 
-    @property
-    def description(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"step": digest(self.points), "layer": self.layer}
 
     def _at(self, site: Site) -> Float[Tensor, "prompt d_model"]:

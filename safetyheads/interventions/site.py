@@ -123,8 +123,7 @@ class Variant(Protocol):
         """What it does, for an error."""
         ...
 
-    @property
-    def description(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What it is, for a manifest: two variants with one description give one number."""
         ...
 
@@ -190,9 +189,8 @@ class AllAtOnce:
     def label(self) -> str:
         return " and ".join(variant.label for variant in self.variants)
 
-    @property
-    def description(self) -> dict[str, Any]:
-        return {"all_at_once": [variant.description for variant in self.variants]}
+    def describe(self) -> dict[str, Any]:
+        return {"all_at_once": [variant.describe() for variant in self.variants]}
 
     def start(self, site: Site) -> Start:
         """Nothing is taken from the clean pass: what one changes there, another may look at."""
