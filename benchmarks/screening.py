@@ -120,8 +120,10 @@ def main() -> None:
         run = {**shared, "ablation": ablation}
         name = f"{model.name}-{options.prompts}-{options.metric}-{ablation.name}"
         start = time.process_time()
-        scores = score_heads(**run, method=method, estimates=estimate)
-        seconds = time.process_time() - start
+        scores = score_heads(**run, method=method)
+        seconds = (
+            time.process_time() - start - screen
+        )  # it screens for itself; a ranking screens once
         exact, exact_seconds = exactly(options.keep, run, name)
         whole, part = whole + exact_seconds, part + seconds
         prepared = metric.prepare(model.tokenizer, prompts.harmful)

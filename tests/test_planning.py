@@ -81,13 +81,13 @@ def test_more_work_takes_more(model):
 def test_what_is_too_large_names_the_rows_that_fit(model, monkeypatch):
     planned = plan(Study(model, PROMPTS), Execution(rows=32))
     least = plan(Study(model, PROMPTS), Execution(rows=4)).peak_memory
-    monkeypatch.setattr(planning, "_free_memory", lambda _: int(least / 0.9) + 2)
+    monkeypatch.setattr(planning, "free_memory", lambda _: int(least / 0.9) + 2)
     tight = plan(Study(model, PROMPTS), Execution(rows=32))
     assert planned.fits
     assert not tight.fits
     assert tight.fitting_rows == 4
     assert "4 rows a pass fit (--batch 4)" in str(tight)
-    monkeypatch.setattr(planning, "_free_memory", lambda _: 1000)
+    monkeypatch.setattr(planning, "free_memory", lambda _: 1000)
     hopeless = plan(Study(model, PROMPTS), Execution(rows=32))
     assert hopeless.fitting_rows is None
     assert "not even one row" in str(hopeless)
