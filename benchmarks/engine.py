@@ -61,7 +61,7 @@ def loop_pass(model: Any, ids: torch.Tensor, lengths: torch.Tensor, head: Head) 
 def matrices(model: Any) -> list[list[torch.Tensor]]:
     """The weights of every block's projections and MLP; the MLP's last."""
     blocks: list[list[torch.Tensor]] = []
-    named = dict(model.bridge.original_model.named_parameters())
+    named = dict(model.hf.named_parameters())
     for layer in range(model.n_layers):
         own = [(n, p) for n, p in named.items() if f".{layer}." in n and p.ndim == 2]
         blocks.append([p for _, p in sorted(own, key=lambda item: "mlp" in item[0])])

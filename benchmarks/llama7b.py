@@ -80,8 +80,8 @@ def main() -> None:
     batch = random_prompts(options.prompts, options.shared)
     measurement = Measurement(Inputs(model, batch, (), {}), Ships())
     heads = measurement.heads()
-    weights = sum(p.numel() for p in model.bridge.original_model.parameters())
-    block = sum(p.numel() for p in model.bridge.original_model.model.layers[0].parameters())
+    weights = sum(p.numel() for p in model.hf.parameters())
+    block = sum(p.numel() for p in model.hf.model.layers[0].parameters())
     plain = run = 0.0
     for prompts, _ in layout(batch, options.rows, options.device):
         part = batch.select(prompts)

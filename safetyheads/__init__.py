@@ -14,14 +14,8 @@ if TYPE_CHECKING:
     from safetyheads.engine.executors import process_map, ray_map
     from safetyheads.evidence.agreement import agreement_table
     from safetyheads.evidence.published import published_heads
-    from safetyheads.evidence.specificity import (
-        NullBand,
-        Specificity,
-        null_band,
-        power_curve,
-        rank_stability,
-        specificity,
-    )
+    from safetyheads.evidence.specificity import NullBand, Specificity, null_band, specificity
+    from safetyheads.evidence.stability import power_curve, rank_stability
     from safetyheads.heads import Audit, Head, HeadScores
     from safetyheads.interventions.ablating import AblateHead, AblateHeads, mean_z
     from safetyheads.interventions.ablations import (
@@ -37,7 +31,8 @@ if TYPE_CHECKING:
     from safetyheads.judges.keywords import KeywordJudge
     from safetyheads.judges.verdicts import Judge
     from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
-    from safetyheads.models.hooked import HookedModel, load_model, random_copy
+    from safetyheads.models.hooked import HookedModel
+    from safetyheads.models.opening import load_model, random_copy
     from safetyheads.plots.agreement import plot_agreement, plot_published_heads
     from safetyheads.plots.attention import (
         plot_attention_divergence,
@@ -201,7 +196,8 @@ __all__ = [
 _NAMES_OF_MODULE = {
     "evidence.agreement": "agreement_table",
     "validation.definitions": "Comparison Definition compare_definitions",
-    "evidence.specificity": "NullBand Specificity null_band power_curve rank_stability specificity",
+    "evidence.specificity": "NullBand Specificity null_band specificity",
+    "evidence.stability": "power_curve rank_stability",
     "engine.execution": "Execution",
     "engine.executors": "process_map ray_map",
     "interventions.export": "Export export_ablated",
@@ -215,7 +211,8 @@ _NAMES_OF_MODULE = {
     "judges.keywords": "KeywordJudge",
     "judges.verdicts": "Judge",
     "metrics": "GeneralizedShips RefusalShift Ships",
-    "models.hooked": "HookedModel load_model random_copy",
+    "models.hooked": "HookedModel",
+    "models.opening": "load_model random_copy",
     "ranking.merging": "merge_rankings merge_scores rank_layers",
     "validation.planted": "Planted plant",
     "plots.agreement": "plot_agreement plot_published_heads",

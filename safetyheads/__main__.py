@@ -311,7 +311,7 @@ def rank(options: argparse.Namespace) -> None:
     check_writable(options.out)
 
     from safetyheads.engine.execution import Execution
-    from safetyheads.models.hooked import load_model
+    from safetyheads.models.opening import load_model
     from safetyheads.prompts import load_prompts
     from safetyheads.ranking.ranking import rank as rank_study
     from safetyheads.ranking.study import Study
@@ -371,7 +371,7 @@ def export(options: argparse.Namespace) -> None:
     import torch
 
     from safetyheads.interventions.export import export_ablated
-    from safetyheads.models.hooked import load_model
+    from safetyheads.models.opening import load_model
 
     dtype = getattr(torch, options.dtype) if options.dtype else None
     written = export_ablated(
@@ -397,7 +397,7 @@ def search(options: argparse.Namespace) -> None:
     import torch
 
     from safetyheads.engine.execution import Execution
-    from safetyheads.models.hooked import load_model
+    from safetyheads.models.opening import load_model
     from safetyheads.plots.writing import write_html
     from safetyheads.probes.groups import GroupSearch, search_heads
     from safetyheads.prompts import load_prompts
@@ -440,7 +440,7 @@ def maps(options: argparse.Namespace) -> None:
     """Load, capture, save and draw: the whole of `safetyheads maps`."""
     check_writable(options.out)
 
-    from safetyheads.models.hooked import load_model
+    from safetyheads.models.opening import load_model
     from safetyheads.plots.attention import (
         plot_attention_divergence,
         plot_attention_maps,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from safetyheads.interventions.layers import BypassLayers
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
 BYPASSED = (0, 2)
@@ -65,7 +65,7 @@ def test_generation_with_a_cache_leaves_them_out_too(zoo):
     shorter, model = zoo
     ids = ids_of(RAGGED[0])
     options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
-    hf = model.bridge.original_model
+    hf = model.hf
     with BypassLayers(BYPASSED).active(model):
         cached = hf.generate(ids, use_cache=True, **options)
         uncached = ids

@@ -79,7 +79,7 @@ def calls(monkeypatch, tmp_path):
         return FakeRanking(tuple(type(a).__name__ for a in study.ablations), calls.save_error)
 
     for name, function in {
-        "models.hooked": load_model,
+        "models.opening": load_model,
         "prompts": load_prompts,
         "ranking.ranking": rank,
     }.items():

@@ -22,7 +22,7 @@ from safetyheads.interventions.ablations import (
     UndifferentiatedAttention,
 )
 from safetyheads.metrics import GeneralizedShips, Ships
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.storage.store import Store
 from tests.jobs import dying_once, square

@@ -19,7 +19,7 @@ from safetyheads.interventions.ablations import (
     ZeroAblation,
 )
 from safetyheads.interventions.export import export_ablated
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from tests.oracles import PlainModel
 from tests.zoo import CONFIGS, RAGGED, SIZES, random_model, tokenizer
 
@@ -117,8 +117,8 @@ def test_undifferentiated_attention_written_into_w_q_gives_the_hooked_logits(
         return
     export = export_ablated(model, HEADS, tmp_path / "out", ablation=ablation)
     with AblateHeads(HEADS, ablation).active(model):
-        expected = logits_of(model.bridge.original_model)
-    assert_same_model(export.folder, expected, logits_of(model.bridge.original_model))
+        expected = logits_of(model.hf)
+    assert_same_model(export.folder, expected, logits_of(model.hf))
 
     masks = changes(export.folder, original)
     assert set(masks) == set(export.changed)

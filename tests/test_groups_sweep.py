@@ -18,7 +18,7 @@ from safetyheads.interventions.ablations import (
     ZeroAblation,
 )
 from safetyheads.metrics import Ships
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.opening import load_model
 from tests.oracles import PlainModel, kl
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
@@ -138,13 +138,13 @@ def test_a_resampled_group_borrows_from_the_untouched_model(llama):
 
 def test_where_resuming_goes_wrong_groups_are_run_plainly(llama, monkeypatch):
     plain, model = llama
-    real = HookedModel.run_block
+    real = Blocks.run
 
     def off(self, *args, **options):
         out = real(self, *args, **options)
         return out + 0.5 * torch.sin(out) if options.get("attn_out") is not None else out
 
-    monkeypatch.setattr(HookedModel, "run_block", off)
+    monkeypatch.setattr(Blocks, "run", off)
     with pytest.warns(UserWarning, match="exact and slow"):
         got, exact = swept_kl(model, ZeroAblation(), ())
     assert not exact

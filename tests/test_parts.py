@@ -13,7 +13,7 @@ from safetyheads.interventions.ablations import (
     ZeroAblation,
 )
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads, score_layers
 from safetyheads.prompts import PromptSet
 from safetyheads.ranking.merging import PART, merge_rankings, merge_scores, rank_layers

@@ -9,7 +9,7 @@ from safetyheads.__main__ import main
 from safetyheads.engine.execution import Execution
 from safetyheads.engine.kernels import Padded
 from safetyheads.interventions.ablations import UndifferentiatedAttention
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.prompts import PromptSet, tokenize
 from safetyheads.ranking import planning
 from safetyheads.ranking.planning import plan
@@ -62,7 +62,7 @@ def test_a_plan_runs_nothing_and_keeps_nothing(model, tmp_path, monkeypatch, cap
     assert planned.seconds > 0
     assert 0 < planned.peak_memory < 2**28
     assert planned.fits
-    assert planned.weights == sum(p.numel() * 4 for p in model.bridge.original_model.parameters())
+    assert planned.weights == sum(p.numel() * 4 for p in model.hf.parameters())
 
 
 def test_more_work_takes_more(model):

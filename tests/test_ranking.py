@@ -16,7 +16,7 @@ from safetyheads.interventions.ablations import (
     ZeroAblation,
 )
 from safetyheads.metrics import GeneralizedShips, Ships
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import PromptSet
 from safetyheads.ranking.ranking import Ranking, rank_safety_heads

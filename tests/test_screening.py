@@ -19,7 +19,7 @@ from safetyheads.interventions.ablations import (
     UndifferentiatedAttention,
 )
 from safetyheads.metrics import GeneralizedShips, LastToken, RefusalShift, Ships, kl_divergence
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
 from safetyheads.probes import single_heads
 from safetyheads.probes.single_heads import score_heads, screen_heads
@@ -142,7 +142,7 @@ def test_progress_counts_every_pass(model):
 
 
 def test_the_model_is_left_as_it_was_and_a_caller_may_be_in_inference_mode(model):
-    hf = model.bridge.original_model
+    hf = model.hf
     before = [p.requires_grad for p in hf.parameters()]
     with torch.inference_mode():
         inside = screen_heads(model, RAGGED, ablations=[MeanAblation()], progress=False)[0]

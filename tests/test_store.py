@@ -19,7 +19,7 @@ from safetyheads.engine.execution import Execution
 from safetyheads.heads import HeadScores
 from safetyheads.interventions.ablations import ScalingContribution, ZeroAblation
 from safetyheads.metrics import RefusalShift
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.storage.files import write_whole
 from safetyheads.storage.store import Store, fingerprint

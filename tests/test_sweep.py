@@ -23,7 +23,9 @@ from safetyheads.interventions.ablations import (
     ZeroAblation,
 )
 from safetyheads.metrics import RefusalShift, Ships
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.blocks import Blocks
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import tokenize
 from tests.oracles import PlainModel, kl
@@ -35,7 +37,7 @@ KERNELS = {
     "packed": Packed(),
     "sdpa": Padded("sdpa"),
     "eager": Padded("eager"),
-    "bridge": Padded("bridge"),
+    "hooked": Padded("hooked"),
     "plain": Whole(),
 }
 LONG = [sentence(*range(10, 20), n, *range(30, 30 + n % 4)) for n in range(50, 57)]
@@ -72,24 +74,25 @@ def zero_kl(hf, heads):
     }
 
 
-@pytest.mark.parametrize("wrong", ["final_norm", "unembed", "run_block"])
+@pytest.mark.parametrize("wrong", ["final_norm", "unembed", "run"])
 @pytest.mark.parametrize("ablation", [ZeroAblation(), ScalingContribution(0.0)], ids=repr)
 def test_where_resuming_goes_wrong_plain_passes_give_the_scores_and_a_warning_says_so(
     model, monkeypatch, wrong, ablation
 ):
     heads = [(0, 0), (1, 4), (3, 5)]
     expected = zero_kl(copy.deepcopy(random_model(CONFIGS["llama"]())), heads)
-    real = getattr(HookedModel, wrong)
+    owner = Blocks if wrong == "run" else HookedModel
+    real = getattr(owner, wrong)
 
     def off(self, *args, **options):
         out = real(self, *args, **options)
         return (
             out + 0.5 * torch.sin(out)
-            if wrong != "run_block" or options.get("attn_out") is not None
+            if wrong != "run" or options.get("attn_out") is not None
             else out
         )
 
-    monkeypatch.setattr(HookedModel, wrong, off)
+    monkeypatch.setattr(owner, wrong, off)
     with pytest.warns(
         UserWarning, match="differs from the model's own forward pass .*exact and slow"
     ) as seen:
@@ -130,9 +133,9 @@ def test_an_ablation_that_gives_no_number_names_the_heads(model):
 
     target = None
     batch = tokenize(RAGGED[:1], tokenizer())
-    clean = model.record_calls(batch.ids)[1]
-    resid = model.run_block(0, model.embed(batch.ids), clean[0])
-    target = model.run_block_clean(1, resid, clean[1], scores=False).z[0, -1, 2, 0].item()
+    clean = Blocks(model).record(batch.ids)[1]
+    resid = Blocks(model).run(0, Blocks(model).embed(batch.ids), clean[0])
+    target = Blocks(model).look(1, resid, clean[1], scores=False).z[0, -1, 2, 0].item()
     with pytest.raises(
         ValueError, match=r"ablating L1H2 of .* gives NaN logits; load the model in float32"
     ):
@@ -143,7 +146,7 @@ def state_of(model):
     """All that a sweep could leave behind: hooks, patched forwards, gradients' switch."""
     hooks = Counter()
     twins = [(la, kernel) for la in range(model.n_layers) for kernel in ("packed", "sdpa", "eager")]
-    trees = {"": model.bridge, **{str(key): model._block(*key)[0] for key in twins}}
+    trees = {"": model.bridge, **{str(key): Blocks(model).modules(*key)[0] for key in twins}}
     parts = [(key + name, p) for key, tree in trees.items() for name, p in tree.named_modules()]
     for name, part in parts:
         hooks[name] = (
@@ -156,7 +159,7 @@ def state_of(model):
 
 
 @pytest.mark.parametrize("after", [0, 1, 40])
-@pytest.mark.parametrize("kernel", ["packed", "sdpa", "eager", "bridge", "plain"])
+@pytest.mark.parametrize("kernel", ["packed", "sdpa", "eager", "hooked", "plain"])
 def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, after, kernel):
     batch = tokenize(RAGGED, tokenizer())
     logits, before = (
@@ -183,13 +186,13 @@ def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, aft
 
 
 @pytest.mark.parametrize("after", [0, 4, 9])
-@pytest.mark.parametrize("kernel", ["packed", "sdpa", "eager", "bridge"])
+@pytest.mark.parametrize("kernel", ["packed", "sdpa", "eager", "hooked"])
 @pytest.mark.parametrize("part", ["mlp", "self_attn"])
 def test_an_error_inside_a_pass_leaves_the_model_as_it_was(model, monkeypatch, part, kernel, after):
     batch = tokenize(RAGGED, tokenizer())
     logits = model.logits(batch.ids)  # TransformerLens sets up hooks in a first pass
     monkeypatch.setattr(module, "fastest", lambda *_: KERNELS[kernel])
-    inner = getattr(model._block(2, kernel)[0], part)
+    inner = getattr(Blocks(model).modules(2, kernel)[0], part)
     before, calls = state_of(model), []
 
     def stop(*_):
@@ -234,7 +237,7 @@ def test_a_batch_without_rows_is_refused(model, rows):
 
 def record(monkeypatch):
     """Every block that is run: layer, rows, positions, what of it: attention, the rest, or the whole."""
-    seen, run_block, run_attention = [], HookedModel.run_block, HookedModel.run_attention
+    seen, run_block, run_attention = [], Blocks.run, Blocks.attend
 
     def watch_block(self, layer, resid, call, *, attn_out=None, **options):
         seen.append((layer, *resid.shape[:2], "block" if attn_out is None else "rest"))
@@ -244,8 +247,8 @@ def record(monkeypatch):
         seen.append((layer, *resid.shape[:2], "attention"))
         return run_attention(self, layer, resid, call, **options)
 
-    monkeypatch.setattr(HookedModel, "run_block", watch_block)
-    monkeypatch.setattr(HookedModel, "run_attention", watch_attention)
+    monkeypatch.setattr(Blocks, "run", watch_block)
+    monkeypatch.setattr(Blocks, "attend", watch_attention)
     return seen
 
 

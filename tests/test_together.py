@@ -6,7 +6,7 @@ import torch
 from safetyheads.engine.execution import Execution
 from safetyheads.interventions.ablations import ScalingContribution
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads, score_heads_together
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 

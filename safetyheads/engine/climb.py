@@ -14,8 +14,11 @@ from torch import Tensor
 
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.site import Reference, Site, Variant
-from safetyheads.models.hooked import AttentionActs, HookedModel
-from safetyheads.models.replaying import BlockCall, Packing
+from safetyheads.models.attention import AttentionActs
+from safetyheads.models.blocks import Blocks
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.packing import Packing
+from safetyheads.models.replaying import BlockCall
 from safetyheads.prompts import TokenBatch
 
 TOKENS_A_PASS = {"cpu": 1536, "cuda": 16384}
@@ -90,7 +93,7 @@ class Rows:
         def recorded(prefix: int) -> tuple[list[BlockCall], list[BlockCall]]:
             shape = ids.shape[1], prefix
             if shape not in calls:
-                calls[shape] = model.record_calls(ids[:1], prefix)
+                calls[shape] = Blocks(model).record(ids[:1], prefix)
             return calls[shape]
 
         whole = recorded(0)[1]
@@ -108,7 +111,7 @@ class Rows:
     ) -> AttentionActs:
         """The clean block, and what all its heads compute."""
         parts = [
-            self.model.run_block_clean(layer, some, self.calls[layer], scores=scores)
+            Blocks(self.model).look(layer, some, self.calls[layer], scores=scores)
             for some in resid.split(max(1, LOOK_TOKENS // resid.shape[1]))
         ]
         return parts[0] if len(parts) == 1 else _stacked(parts)
@@ -145,7 +148,7 @@ def climb(
     in the stream.
     """
     known = dict(references or {})
-    resids = [rows.model.embed(rows.ids) for rows in groups]
+    resids = [Blocks(rows.model).embed(rows.ids) for rows in groups]
     of_given = {head.layer for head in given.heads} if given else set[int]()
     top = max(looked, default=-1)
     for layer in range(top + 1):
@@ -168,14 +171,14 @@ def climb(
             if seen is not None and given_here is not None:
                 change = given_here.change(rows.site(layer, resid, seen, known))
                 out = seen.attn_out + change
-                post = rows.model.run_block(layer, resid, rows.calls[layer], attn_out=out)
+                post = Blocks(rows.model).run(layer, resid, rows.calls[layer], attn_out=out)
                 seen = seen._replace(attn_out=out, resid_post=post)
             if layer in looked:
                 yield rows, rows.site(layer, resid, seen, dict(known))
             if layer == top:
                 continue
             resids[n] = (
-                rows.model.run_block(layer, resid, rows.calls[layer])
+                Blocks(rows.model).run(layer, resid, rows.calls[layer])
                 if seen is None
                 else seen.resid_post
             )

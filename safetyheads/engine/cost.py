@@ -148,9 +148,8 @@ def screen_seconds(run: Measurement, directions: int, pace: Pace) -> float:
 def peak_memory(run: Measurement, rows: int | None) -> int:
     """Bytes that a sweep holds beyond the weights, at its widest."""
     model, batch = run.inputs.model, run.inputs.batch
-    config: Any = model.bridge.cfg
     size = torch.finfo(model.dtype).bits // 8
-    width = 6 * model.d_model + 3 * int(config.d_mlp) + 3 * model.d_head * model.n_heads
+    width = 6 * model.d_model + 3 * model.d_mlp + 3 * model.d_head * model.n_heads
     worst = 0
     for prompts, variants in layout(batch, rows, model.device.type):
         part = batch.select(prompts)
@@ -159,7 +158,7 @@ def peak_memory(run: Measurement, rows: int | None) -> int:
         tokens = variants * prefix + lines * (length - prefix)
         # The pass itself; keys and values of the prefix, repeated for every row; its logits and what is made of them.
         inside = tokens * width * size + 4 * lines * length * model.d_head * model.n_heads * size
-        logits = 6 * lines * int(config.d_vocab) * 4
+        logits = 6 * lines * model.d_vocab * 4
         # The clean pass keeps scores and pattern of all heads.
         looked = max(1, min(len(prompts), LOOK_TOKENS // length))
         clean = looked * length * (width + 3 * model.n_heads * length) * size

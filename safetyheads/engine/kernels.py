@@ -4,12 +4,12 @@ From the layer where variants start, many (variant, prompt) rows share each forw
 prefix that the prompts share (the chat template's beginning) is run once a variant, and its keys and values serve all
 prompts. In the last block only the last real token goes through the MLP; it alone is normed and unembedded.
 
-- `Packed`: the blocks without the bridge's hook points, on the model's own weights, the prompts laid end to end without
+- `Packed`: the blocks without hook points, on the model's own weights, the prompts laid end to end without
   padding, with PyTorch's fused attention;
-- `Padded`: the same on padded rows, with fused, eager or the bridge's own attention;
+- `Padded`: the same on padded rows, with fused or eager attention, or with the hook points in place;
 - `Whole`: the model's own forward pass, one variant at a time: what the others must agree with.
 
-Heads that are ablated in flight need the bridge's attention, in the layers concerned.
+Heads that are rewritten in flight need the hook points, in the layers concerned.
 """
 
 import warnings
@@ -30,8 +30,11 @@ from safetyheads.engine.measurement import Measurement
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.site import Site, Start, Variant
 from safetyheads.metrics import LastToken, kl_divergence
+from safetyheads.models.blocks import Blocks
+from safetyheads.models.editing import editing
 from safetyheads.models.hooked import HookedModel
-from safetyheads.models.replaying import BlockCall, Packing, SharedPrefix, mask_of
+from safetyheads.models.packing import Packing
+from safetyheads.models.replaying import BlockCall, SharedPrefix, mask_of
 from safetyheads.models.streams import StreamEdit
 
 
@@ -79,12 +82,12 @@ class Padded:
     """Passes from the layer of a site on, the prompts as padded rows."""
 
     attention: str
-    """ "sdpa", "eager" or "bridge": how attention is run where no head is rewritten in flight."""
+    """ "sdpa", "eager" or "hooked": how attention is run where no head is rewritten in flight."""
 
     def baseline(self, rows: Rows) -> LastToken:
         """In half precision at the variants' width too, so that kernel noise cancels; in float32 a KL feels that noise
         to second order only (on two CPUs' threads the widths agree to the bit)."""
-        resid = rows.model.embed(rows.ids)
+        resid = Blocks(rows.model).embed(rows.ids)
         width = 1 if resid.dtype == torch.float32 else rows.width
         states = self._run(rows, 0, resid.expand(width, *resid.shape), None, _Edits([], width))
         return LastToken(states[: len(rows.prompts)].clone(), rows.model.unembed)
@@ -111,7 +114,7 @@ class Padded:
             above = site.layer if outs else site.layer - 1
             flying += [e for e in given.in_flight(site).z_edits if e.layer > above]
         edits = _Edits(starts, len(starts), frozenset(edit.layer for edit in flying))
-        with rows.model.editing_z(flying):
+        with editing(rows.model, flying):
             state = self._run(rows, site.layer, resid, torch.stack(outs) if outs else None, edits)
         return LastToken(state, rows.model.unembed)
 
@@ -135,7 +138,7 @@ class Padded:
             head_out = attn_out[:, 0, :cut] if cut else tail_out
         last = rows.lengths - 1 - cut
         for at in range(layer, top + 1):
-            kernel = "bridge" if at in edits.bridged else self.attention
+            kernel = "hooked" if at in edits.hooked else self.attention
             cache = SharedPrefix() if cut else None
             if at > layer or attn_out is None:
                 if cut:
@@ -143,7 +146,7 @@ class Padded:
                 tail = edits.at(at, "resid_pre", tail, last)
             if at == top or edits.wants(at, "attn_out"):
                 # Of the last block all tokens' keys and values are needed, and the rest for one token.
-                attend = partial(model.run_attention, kernel=kernel)
+                attend = partial(Blocks(model).attend, kernel=kernel)
                 if tail_out is None:
                     if cut:
                         head_out = attend(at, head, rows.prefix_calls[at], cache=cache)
@@ -153,7 +156,7 @@ class Padded:
                 tail_out = edits.at(at, "attn_out", tail_out, last)
             if at == top:
                 break
-            run = partial(model.run_block, kernel=kernel)
+            run = partial(Blocks(model).run, kernel=kernel)
             if cut:
                 head = run(at, head, rows.prefix_calls[at], cache=cache, attn_out=head_out)
                 head = edits.at(at, "resid_post", head)
@@ -170,7 +173,7 @@ class Padded:
         model, top = rows.model, rows.model.n_layers - 1
         resid, attn_out = ends
         kernel = "packed" if call.packing is not None else self.attention
-        out = model.run_block(top, resid, call, attn_out=attn_out, kernel=kernel)
+        out = Blocks(model).run(top, resid, call, attn_out=attn_out, kernel=kernel)
         return model.final_norm(
             edits.at(top, "resid_post", out, torch.zeros_like(rows.lengths))[:, 0]
         )
@@ -190,11 +193,11 @@ class Packed(Padded):
         attn_out: Float[Tensor, "variant prompt pos d_model"] | None,
         edits: "_Edits",
     ) -> Float[Tensor, "row d_model"]:
-        if edits.bridged:
+        if edits.hooked:
             return super()._run(rows, layer, resid, attn_out, edits)
         model, top = rows.model, rows.model.n_layers - 1
         packing, calls = packed_calls(rows, _shared(rows, resid, attn_out))
-        run = partial(model.run_block, kernel="packed")
+        run = partial(Blocks(model).run, kernel="packed")
         packed = packing.pack(resid)
         packed_out = None if attn_out is None else packing.pack(attn_out)
         for at in range(layer, top + 1):
@@ -202,7 +205,7 @@ class Packed(Padded):
                 packed = edits.at(at, "resid_pre", packed, packing.last)
             if at == top or edits.wants(at, "attn_out"):
                 if packed_out is None:
-                    packed_out = model.run_attention(at, packed, calls[at], kernel="packed")
+                    packed_out = Blocks(model).attend(at, packed, calls[at], kernel="packed")
                 packed_out = edits.at(at, "attn_out", packed_out, packing.last)
             if at == top:
                 break
@@ -220,9 +223,9 @@ class _Edits:
     """What the variants of a pass rewrite in the residual stream, and in which layers heads are rewritten."""
 
     def __init__(
-        self, starts: Sequence[Start], width: int, bridged: frozenset[int] = frozenset()
+        self, starts: Sequence[Start], width: int, hooked: frozenset[int] = frozenset()
     ) -> None:
-        self.width, self.bridged = width, bridged
+        self.width, self.hooked = width, hooked
         self.by_place: dict[tuple[int, str], list[tuple[int, StreamEdit]]] = {}
         for n, start in enumerate(starts):
             for edit in start.stream_edits:
@@ -293,7 +296,7 @@ def _same_for_all_prompts(states: Float[Tensor, "variant prompt pos d_model"]) -
 
 def kernels_of(model: HookedModel) -> list[Kernel]:
     """The ways in which passes of this model may be resumed, fastest first."""
-    return [Packed() if name == "packed" else Padded(name) for name in model.kernels]
+    return [Packed() if name == "packed" else Padded(name) for name in Blocks(model).kernels]
 
 
 def fastest(

@@ -24,6 +24,7 @@ from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.site import Variant
 from safetyheads.metrics import Metric
 from safetyheads.models.hooked import HookedModel, ModelSource
+from safetyheads.models.opening import reopen
 from safetyheads.prompts import TokenBatch
 from safetyheads.storage.store import differences, layer_key, layer_readings
 
@@ -85,7 +86,7 @@ def run_shard(shard: Shard) -> Part:
 
 @functools.lru_cache(maxsize=1)
 def _open(source: ModelSource) -> HookedModel:
-    return source.open()
+    return reopen(source)
 
 
 def _comparable(provenance: dict[str, Any]) -> dict[str, Any]:

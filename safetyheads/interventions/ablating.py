@@ -17,7 +17,9 @@ from torch import Tensor
 from safetyheads.heads import Head, parse_heads
 from safetyheads.interventions.ablations import Ablation, HeadActs, as_ablation, describe
 from safetyheads.interventions.site import Site, Start, edited
-from safetyheads.models.hooked import HookedModel, ZEdit
+from safetyheads.models.blocks import Blocks
+from safetyheads.models.editing import ZEdit, editing, replacing_z
+from safetyheads.models.hooked import HookedModel
 from safetyheads.prompts import TokenBatch
 
 
@@ -66,7 +68,7 @@ class AblateHead:
     def plainly(self, site: Site) -> Iterator[None]:
         """Written into the head's own z, so that the model's own W_O reads it."""
         z = ablated_z(site, self.head, self.ablation)
-        with site.model.replacing_z(*self.head, lambda _: z):
+        with replacing_z(site.model, *self.head, lambda _: z):
             yield
 
     @contextlib.contextmanager
@@ -146,11 +148,11 @@ class AblateHeads:
         Raises ValueError for a head that the model does not have, for mean ablation without `mean`, and for
         an ablation that needs another prompt, since a lone forward pass has none.
         """
-        with model.editing_z(self.edits(model)):
+        with editing(model, self.edits(model)):
             yield
 
     def edits(self, model: HookedModel, part: tuple[int, int] = (0, 1)) -> list[ZEdit]:
-        """What `HookedModel.editing_z` takes; `part` says in which rows of a pass the heads are ablated."""
+        """What `models.editing.editing` takes; `part` says in which rows of a pass the heads are ablated."""
         needs = self.ablation.needs
         if "donor" in needs:
             raise ValueError(
@@ -184,7 +186,7 @@ def _acts(site: Site) -> Any:
 def change(site: Site, head: Head, ablation: Ablation) -> Float[Tensor, "prompt pos d_model"]:
     """What ablating a head of the site's layer adds to its attention output."""
     z = _acts(site).z[:, :, head.head]
-    return site.model.write(head.layer, head.head, ablated_z(site, head, ablation) - z)
+    return Blocks(site.model).write(head.layer, head.head, ablated_z(site, head, ablation) - z)
 
 
 def ablated_z(site: Site, head: Head, ablation: Ablation) -> Float[Tensor, "prompt pos d_head"]:
@@ -238,9 +240,9 @@ def mean_z(model: HookedModel, batch: TokenBatch) -> Float[Tensor, "layer head d
     ids, real = batch.ids.where(real, 0).to(model.device), real.to(model.device)
     total = torch.zeros(model.n_layers, model.n_heads, model.d_head, device=model.device)
     for rows in torch.arange(len(ids)).split(16):
-        resid, calls = model.embed(ids[rows]), model.record_calls(ids[:1])[1]
+        resid, calls = Blocks(model).embed(ids[rows]), Blocks(model).record(ids[:1])[1]
         for layer, call in enumerate(calls):
-            acts = model.run_block_clean(layer, resid, call, scores=False)
+            acts = Blocks(model).look(layer, resid, call, scores=False)
             resid = acts.resid_post
             total[layer] += acts.z[real[rows]].float().sum(0)
     return (total / real.sum()).to(model.dtype)

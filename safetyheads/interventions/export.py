@@ -37,7 +37,8 @@ from safetyheads.interventions.ablations import (
     describe,
 )
 from safetyheads.models.checkpoints import load_checkpoint, quiet_transformers
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.opening import load_model
 from safetyheads.prompts import PromptSet, load_prompts, tokenize
 from safetyheads.storage.files import writable_folder
 
@@ -133,7 +134,7 @@ def _heads_of(model: HookedModel, heads: Sequence[Head | str | tuple[int, int]])
 
 def _plain_copy(model: HookedModel) -> Any:
     """A model of transformers that nothing has wrapped, sharing its weights with the hooked one."""
-    hooked = model.bridge.original_model
+    hooked = model.hf
     config = copy.deepcopy(hooked.config)
     if hasattr(config, "quantization_config"):  # unpacked from GGUF: ordinary weights by now
         del config.quantization_config
@@ -306,6 +307,6 @@ def _compare(model: HookedModel, ablated: AblateHeads, folder: Path) -> tuple[fl
 def _probe(model: HookedModel) -> Int[Tensor, "row pos"]:
     """Two rows of random tokens, the same at every call."""
     generator = torch.Generator().manual_seed(0)
-    vocabulary = int(model.bridge.original_model.config.get_text_config().vocab_size)
+    vocabulary = int(model.hf.config.get_text_config().vocab_size)
     length = min(48, model.context)
     return torch.randint(vocabulary, (2, length), generator=generator).to(model.device)

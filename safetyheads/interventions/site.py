@@ -17,7 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from safetyheads.heads import Head
-from safetyheads.models.hooked import AttentionActs, HookedModel, ZEdit
+from safetyheads.models.attention import AttentionActs
+from safetyheads.models.editing import ZEdit, editing
+from safetyheads.models.hooked import HookedModel
 from safetyheads.models.streams import StreamEdit, editing_stream
 
 
@@ -151,7 +153,7 @@ def digest(values: Tensor) -> str:
 def edited(site: Site, start: Start) -> Iterator[None]:
     """Within the context, the model's own forward pass on the site's prompts has these edits."""
     with (
-        site.model.editing_z(start.z_edits),
+        editing(site.model, start.z_edits),
         editing_stream(site.model, start.stream_edits, site.lengths - 1),
     ):
         yield

@@ -96,7 +96,6 @@ def plan(study: Study, execution: Execution = HERE) -> Plan:
         each_side = slice(None, None, len(opened.harmful))
         for run, pace in zip(runs[each_side], paces[each_side], strict=True):
             seconds += screen_seconds(run, screened.directions, pace)
-    weights = model.bridge.original_model.parameters()
     return Plan(
         model=model.name,
         heads=round(n_heads * share),
@@ -106,7 +105,7 @@ def plan(study: Study, execution: Execution = HERE) -> Plan:
         tokens=sum(cost.tokens for cost in costs),
         seconds=seconds,
         peak_memory=memory,
-        weights=sum(p.numel() * p.element_size() for p in {id(p): p for p in weights}.values()),
+        weights=model.weights_size,
         free_memory=free,
         rows=rows,
         fitting_rows=max(fitting, default=None),

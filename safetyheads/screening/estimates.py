@@ -33,6 +33,7 @@ from safetyheads.heads import Head
 from safetyheads.interventions.ablating import ablated_z
 from safetyheads.interventions.ablations import Ablation
 from safetyheads.metrics import GeneralizedShips, LastToken, Metric, Ships
+from safetyheads.models.blocks import Blocks
 from safetyheads.models.hooked import HookedModel
 from safetyheads.prompts import TokenBatch
 
@@ -118,7 +119,7 @@ def _moved(
     gradients = _at_top(up, directions)
     for layer in reversed(range(model.n_layers)):
         call = up.rows.calls[layer]
-        gradients, at_z = model.pull_back(layer, up.resid[layer], call, gradients)
+        gradients, at_z = Blocks(model).pull_back(layer, up.resid[layer], call, gradients)
         wide = torch.promote_types(directions.dtype, torch.float32)
         changes.append(
             einsum(

@@ -246,7 +246,7 @@ def test_what_sweeps_in_one_order_sweeps_in_another_and_beside_heads(llama):
         assert (sweep(measurement, [variant]).readings[0] - reading).abs().max() < 2e-6
 
 
-@pytest.mark.parametrize("kernel", [Padded("sdpa"), Padded("eager"), Padded("bridge"), Whole()])
+@pytest.mark.parametrize("kernel", [Padded("sdpa"), Padded("eager"), Padded("hooked"), Whole()])
 def test_every_kernel_gives_the_same(llama, monkeypatch, kernel):
     plain, model = llama
     variants = [*map(AblateDirection, vectors(model)), *line(plain).steps(3)]

@@ -17,7 +17,7 @@ from safetyheads.interventions.ablations import (
     ZeroAblation,
 )
 from safetyheads.metrics import GeneralizedShips, RefusalShift
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import tokenize
 from tests.oracles import PlainModel, kl

@@ -15,7 +15,7 @@ from safetyheads.interventions.ablations import (
     ZeroAblation,
 )
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes import single_heads
 from safetyheads.prompts import PromptSet
 from safetyheads.ranking import ranking as ranking_module

@@ -19,7 +19,8 @@ from torch import Tensor
 from safetyheads.activations.patterns import checked_layers, each_pattern
 from safetyheads.heads import Head
 from safetyheads.inputs import Inputs, prepare, prepare_both
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.opening import load_model
 from safetyheads.progress import bar
 from safetyheads.prompts import PromptSet, TokenBatch, lengthen
 from safetyheads.stats import benjamini_hochberg

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from safetyheads.activations.patterns import checked_heads, checked_layers
 from safetyheads.inputs import Inputs, Source, prepare_both
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.attention.capture import Asked, AttentionCapture, captured
 from safetyheads.probes.attention.grid import PUBLISHED, Grid, as_grid
 from safetyheads.prompts import Segment

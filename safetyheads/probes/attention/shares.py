@@ -11,7 +11,8 @@ from torch import Tensor
 from safetyheads.activations.patterns import each_pattern
 from safetyheads.heads import Head, parse_heads
 from safetyheads.inputs import Inputs, prepare_both
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.opening import load_model
 from safetyheads.probes.attention.divergence import lengthened
 from safetyheads.prompts import PromptSet, Segment, TokenBatch, find_segments
 

@@ -22,7 +22,8 @@ from safetyheads.inputs import SIDES, Inputs, Side, prepare
 from safetyheads.interventions.named import all_active, named_interventions
 from safetyheads.judges import VERDICTS, ExampleJudge, Judge, KeywordJudge, judge_name, judged
 from safetyheads.metrics import RefusalShift, refusal_tokens
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.generation import (
     GREEDY,
     Decoding,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from safetyheads.activations.states import REPRESENTATIONS, Kept, capture_states
 from safetyheads.inputs import Inputs, prepare
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.opening import load_model
 
 MOST_POSITIONS = 32
 """Positions kept of each prompt, unless the caller chooses."""

@@ -11,7 +11,7 @@ import torch
 from safetyheads.heads import HeadScores
 from safetyheads.interventions.ablations import ScalingContribution
 from safetyheads.metrics import GeneralizedShips
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.validation.definitions import (
     CODE_UNTIL_2025,

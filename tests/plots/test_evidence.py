@@ -4,7 +4,7 @@ import pandas
 import pytest
 import torch
 
-from safetyheads.evidence.specificity import power_curve
+from safetyheads.evidence.stability import power_curve
 from safetyheads.heads import HeadScores
 from safetyheads.plots.evidence import FOUND, GREY, plot_power, plot_specificity
 from safetyheads.plots.heads import plot_head_scatter

@@ -1,4 +1,4 @@
-"""Do specificity, null bands and stability find what is there, and nothing where nothing is?"""
+"""Do specificity and null bands find what is there, and nothing where nothing is?"""
 
 import dataclasses
 import math
@@ -8,61 +8,17 @@ import torch
 
 from safetyheads import stats
 from safetyheads.engine.execution import Execution
-from safetyheads.evidence import specificity as evidence
-from safetyheads.evidence.specificity import (
-    null_band,
-    power_curve,
-    prompt_scores,
-    rank_stability,
-    score_subsets,
-    specificity,
-)
+from safetyheads.evidence.specificity import null_band, specificity
+from safetyheads.evidence.stability import rank_stability
 from safetyheads.heads import HeadScores
-from safetyheads.metrics import GeneralizedShips
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import PromptSet
+from tests.evidence.made_up import made_up_angles, scores
 from tests.test_stats import normal, worst_gap_to_uniform
 from tests.zoo import CONFIGS, random_model, sentence, tokenizer
 
 QUIET = Execution(progress=False)
-
-
-def scores(per_prompt, largest_first=True, **changes):
-    """Scores of a metric that is a number a prompt."""
-    made = HeadScores(per_prompt.mean(-1), per_prompt, "zero", "made_up", "nat", largest_first)
-    return dataclasses.replace(made, **changes)
-
-
-def angles(states, ablated, space="left", rank=1):
-    """Generalized Ships of made-up final states [head prompt d], as one layer."""
-    metric = GeneralizedShips(space, rank)
-    grams = torch.stack([states @ states.mT, states @ ablated.mT, ablated @ ablated.mT], dim=1)
-    values, _ = metric.score(grams)
-    return HeadScores(
-        values[None],
-        None,
-        "zero",
-        metric.name,
-        "deg",
-        provenance={"metric": {"space": space, "rank": rank}},
-        readings=grams[None],
-    )
-
-
-def made_up_angles(n_heads, n_prompts, seed, space="left", noise=0.3):
-    states = 2 * normal(8, seed=99) + normal(n_heads, n_prompts, 8, seed=seed)
-    return angles(states, states + noise * normal(n_heads, n_prompts, 8, seed=seed + 1), space)
-
-
-@pytest.fixture(scope="module")
-def two_sides():
-    """Four layers of six heads; L2H3 matters on harmful prompts, L1H1 for everything."""
-    harmful, harmless = normal(4, 6, 16).exp(), normal(4, 6, 16, seed=1).exp()
-    harmful[2, 3] += 5
-    harmful[1, 1] += 9
-    harmless[1, 1] += 9
-    return harmful, harmless
 
 
 # Specificity ---------------------------------------------------------------------------------------------------------
@@ -194,32 +150,6 @@ def test_sides_that_do_not_belong_together_are_refused(two_sides):
         specificity(bare, harmless, paired=True)
 
 
-# Generalized Ships ---------------------------------------------------------------------------------------------------
-
-
-def test_a_subset_of_gram_readings_is_the_score_of_its_prompts():
-    states = 2 * normal(8, seed=99) + normal(5, 12, 8)
-    ablated = states + 0.3 * normal(5, 12, 8, seed=1)
-    for space, rank in (("left", 1), ("left", 2), ("right", 1), ("feature0", 1)):
-        whole = angles(states, ablated, space, rank)
-        some = torch.tensor([[3, 1, 7, 8, 10], [0, 2, 4, 6, 8]])
-        got = score_subsets(whole, some)
-        for row, chosen in zip(got, some, strict=True):
-            slow = angles(states[:, chosen], ablated[:, chosen], space, rank).values[0]
-            torch.testing.assert_close(row, slow.double(), rtol=1e-5, atol=1e-5)
-        assert got.std() > 0.1
-
-
-def test_prompt_scores_have_the_score_as_mean_and_the_bootstraps_spread():
-    whole = made_up_angles(12, 24, 0)
-    found = prompt_scores(whole)
-    torch.testing.assert_close(found.mean(-1), whole.values.double())
-    drawn = torch.randint(0, 24, (150, 24), generator=torch.Generator().manual_seed(0))
-    slow = score_subsets(whole, drawn).std(0)
-    ratio = slow / (found[0].std(-1) / math.sqrt(24))
-    assert ratio.median().item() == pytest.approx(1, abs=0.15)
-
-
 @pytest.mark.parametrize("paired", [True, False])
 def test_p_values_of_angles_are_nearly_uniform_where_both_sides_are_alike(paired):
     harmful, harmless = made_up_angles(300, 12, 0), made_up_angles(300, 12, 5)
@@ -230,12 +160,6 @@ def test_p_values_of_angles_are_nearly_uniform_where_both_sides_are_alike(paired
     more = specificity(made_up_angles(300, 12, 0, noise=0.6), harmless, paired=paired, **few)
     assert (more.p < 0.05).double().mean() > 0.4
     assert (more.values > 0).double().mean() > 0.9
-
-
-def test_angles_need_to_know_how_they_were_made():
-    lost = dataclasses.replace(made_up_angles(3, 6, 0), provenance={})
-    with pytest.raises(ValueError, match="provenance names no generalized Ships"):
-        prompt_scores(lost)
 
 
 # Null bands ----------------------------------------------------------------------------------------------------------
@@ -263,63 +187,3 @@ def test_the_band_of_a_random_network_is_in_standard_errors(two_sides):
         null_band(found, null="random_init")
     with pytest.raises(ValueError, match="null is 'labls'; it must be one of labels, layer"):
         null_band(found, null="labls")
-
-
-# Stability -----------------------------------------------------------------------------------------------------------
-
-
-def test_stability_is_that_of_stats_on_the_flat_scores(two_sides):
-    got = rank_stability(scores(two_sides[0]), k=4, n_resamples=20, seed=1)
-    flat = stats.split_half_stability(two_sides[0].flatten(0, 1), k=4, n_resamples=20, seed=1)
-    torch.testing.assert_close(got.spearman, flat.spearman)
-    torch.testing.assert_close(got.jaccard, flat.jaccard)
-
-
-def test_specificity_is_less_stable_than_a_score_that_matters_for_all(two_sides):
-    general = 3 * normal(4, 6, 1, seed=7)
-    harmful, harmless = (scores(side + general) for side in two_sides)
-    score = rank_stability(harmful).spearman.mean()
-    specific = rank_stability(harmful, harmless, paired=True).spearman.mean()
-    assert score > 0.8 > 0.5 > specific
-
-
-def test_the_top_of_a_refusal_shift_is_its_most_negative():
-    shift = torch.zeros(1, 20, 8)
-    shift[0, 3:5] = -9
-    shift = shift + normal(1, 20, 8)
-    assert (rank_stability(scores(shift, largest_first=False), k=2).jaccard == 1).all()
-    assert rank_stability(scores(shift), k=2).jaccard.mean() < 0.9
-
-
-def test_a_power_curve_rises_with_the_prompts():
-    made = scores(normal(4, 25, 1) + normal(4, 25, 40, seed=1), metric="made_up")
-    table = power_curve(made, k=5, n_resamples=40)
-    assert list(table.columns) == evidence.POWER_COLUMNS
-    assert table["prompts"].drop_duplicates().tolist() == [2, 4, 8, 16, 20]
-    assert set(table["ranking"]) == {"score"}
-    for against in ("other prompts", "all prompts"):
-        part = table[table["against"] == against]
-        assert part["spearman"].is_monotonic_increasing
-        assert (part["spearman_low"] < part["spearman"]).all()
-        assert (part["spearman"] < part["spearman_high"]).all()
-    # With noise of variance 1 a prompt, two sets of n agree to 1 / (1 + 1 / n), a set and all to the root of that.
-    other, whole = (
-        table[(table["against"] == against) & (table["prompts"] == 4)]["spearman"].item()
-        for against in ("other prompts", "all prompts")
-    )
-    assert other == pytest.approx(0.8, abs=0.06)
-    assert whole == pytest.approx(math.sqrt(0.8), abs=0.06)
-    half = table[(table["against"] == "other prompts") & (table["prompts"] == 20)]
-    exact = rank_stability(made, k=5, n_resamples=40)
-    assert half["spearman"].item() == pytest.approx(exact.spearman.mean().item())
-    assert half["overlap"].item() == pytest.approx(exact.jaccard.mean().item())
-
-
-def test_power_of_angles_and_of_specificity():
-    harmful, harmless = made_up_angles(8, 9, 0), made_up_angles(8, 9, 5)
-    table = power_curve(harmful, harmless, paired=True, k=3, n_resamples=4)
-    assert set(table["ranking"]) == {"specificity"}
-    assert table["prompts"].drop_duplicates().tolist() == [2, 4]
-    assert table["spearman"].between(-1, 1).all()
-    with pytest.raises(ValueError, match="two disjoint sets of 6 do not fit in 9 prompts"):
-        power_curve(harmful, sizes=[6])
