@@ -20,7 +20,7 @@ from safetyheads.interventions.directions import AblateDirection, AddDirection
 from safetyheads.interventions.paths import Path, StraightLine
 from safetyheads.interventions.site import AllAtOnce, Variant
 from safetyheads.metrics import Ships
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.storage.store import Store
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
