@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UndifferentiatedAttention,
         ZeroAblation,
     )
+    from safetyheads.interventions.directions import AblateDirection, AddDirection
     from safetyheads.interventions.export import Export, export_ablated
     from safetyheads.interventions.layers import BypassLayers
     from safetyheads.judges.examples import ExampleJudge
@@ -88,8 +89,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ROLE_PLAY",
     "TEMPLATES",
+    "AblateDirection",
     "AblateHead",
     "AblateHeads",
+    "AddDirection",
     "AttentionCapture",
     "AttentionDivergence",
     "AttentionMaps",
@@ -206,6 +209,7 @@ _NAMES_OF_MODULE = {
     "interventions.ablating": "AblateHead AblateHeads mean_z",
     "interventions.ablations": "MeanAblation ResampleAblation ScalingContribution "
     "UndifferentiatedAttention ZeroAblation",
+    "interventions.directions": "AblateDirection AddDirection",
     "interventions.layers": "BypassLayers",
     "judges.examples": "ExampleJudge",
     "judges.keywords": "KeywordJudge",
