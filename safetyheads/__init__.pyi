@@ -43,6 +43,10 @@ from safetyheads.interventions.ablations import (
     UndifferentiatedAttention as UndifferentiatedAttention,
     ZeroAblation as ZeroAblation,
 )
+from safetyheads.interventions.directions import (
+    AblateDirection as AblateDirection,
+    AddDirection as AddDirection,
+)
 from safetyheads.interventions.export import (
     Export as Export,
     export_ablated as export_ablated,
@@ -194,7 +198,7 @@ from safetyheads.ranking.ranking import (
 from safetyheads.ranking.study import (
     Study as Study,
 )
-from safetyheads.screening.screened import (
+from safetyheads.screening.audit import (
     Screened as Screened,
 )
 from safetyheads.validation.definitions import (

@@ -10,14 +10,14 @@ pytest.importorskip("mypy")
 
 GOOD = """
 import safetyheads
-from safetyheads import Head, HookedModel, PromptSet, Ranking, ZeroAblation
+from safetyheads import HeadScores, HookedModel, PromptSet, Ranking, ZeroAblation
 from safetyheads import load_model, load_prompts, rank_safety_heads, score_heads
 
 model: HookedModel = load_model("smollm2-135m-instruct")
 prompts: PromptSet = load_prompts("builtin").limit(8)
 ranking: Ranking = rank_safety_heads(model, prompts, ablations=[ZeroAblation()], metric="ships")
 best = ranking.top(5)["label"].tolist()
-head: Head = score_heads(model, prompts, ablation=ZeroAblation()).top(1)[0]
+scores: HeadScores = score_heads(model, prompts, ablation=ZeroAblation())
 ranking.plot().write_html("scatter.html")
 folder: str = safetyheads.__version__
 """
