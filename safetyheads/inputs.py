@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from safetyheads.models.fingerprint import fingerprint
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.opening import load_model
 from safetyheads.prompts import PromptSet, TokenBatch, load_prompts, tokenize
@@ -77,6 +78,7 @@ def prepare(
             "n_layers": model.n_layers,
             "n_heads": model.n_heads,
             **model.provenance,
+            "weights": fingerprint(model.hf),
         },
         "device": model.device.type,
         "template": batch.template,

@@ -39,6 +39,8 @@ class HookedModel:
     """Where the weights come from, and in what numerics."""
     opened_from: ModelSource | None = field(default=None, repr=False)
     """How another process opens the same model; None where a loaded model came."""
+    unreadable: dict[str, str] = field(default_factory=dict, repr=False)
+    """What of its heads cannot be read, `values` or `scores`, and why; ablations that need it are refused."""
     norm_in_unembedding: bool = False
     """Whether the final states are those before the last norm, which then is the unembedding's first step."""
     twins: dict[tuple[int, str], tuple[nn.Module, nn.Module]] = field(
@@ -109,6 +111,27 @@ class HookedModel:
     def score_softcap(self) -> float | None:
         """The bound of tanh soft-capping on attention scores, or None."""
         return getattr(self.hf.config, "attn_logit_softcapping", None)
+
+    @property
+    def value_clip(self) -> float | None:
+        """The bound to which attention clips its values, or None (OLMo has one)."""
+        config: Any = self.hf.config
+        inner = getattr(config, "attn_config", None)
+        return getattr(config, "clip_qkv", None) or getattr(inner, "clip_qkv", None)
+
+    def rest(self) -> None:
+        """Put the model into evaluation mode, in which alone its outputs are a function of the tokens."""
+        for module in (self.bridge, self.hf, *(block for block, _ in self.twins.values())):
+            if any(part.training for part in module.modules()):
+                module.eval()
+
+    def require_readable(self, needs: frozenset[str], what: str) -> None:
+        """Raise ValueError if something reads of the heads what cannot be read of this model."""
+        for need in sorted(needs & self.unreadable.keys()):
+            raise ValueError(
+                f"{what} is not defined for {self.name}: {self.unreadable[need]}; take ZeroAblation(), MeanAblation() "
+                "or ScalingContribution(), which read a head's output alone"
+            )
 
     def states_and_logits(
         self, ids: Int[Tensor, "row pos"]
