@@ -72,6 +72,7 @@ def prepare(
         texts = texts_of(found, side)
         longest = model.context if max_length is None else max_length
         batch = tokenize(texts, model.tokenizer, template, max_length=longest)
+    model.require_batch(batch.lengths, int(batch.ids.max()))
     provenance = {
         "model": {
             "name": model.name,

@@ -214,7 +214,7 @@ class Blocks:
         return projection(wide) - projection(torch.zeros_like(wide[..., :1, :]))
 
     def project(
-        self, layer: int, z: Float[Tensor, "row pos head_d_head"]
+        self, layer: int, z: Float[Tensor, "row pos *heads"]
     ) -> Float[Tensor, "row pos d_model"]:
         """All heads' z through the output projection itself, bias included."""
         return self._projection(layer)(z.flatten(2))
@@ -235,7 +235,11 @@ class Blocks:
         own with its hook points."""
         # Fused attention has no place for soft-capping and leaves it out without a word.
         fused = getattr(self.model.hf, "_supports_sdpa", False) and not self.model.score_softcap
-        return ("packed", "sdpa", "eager", "bridge") if fused else ("eager", "bridge")
+        if not fused:
+            return ("eager", "bridge")
+        # Packing stands in for attention where transformers asks an interface for it.
+        asks = getattr(self.model.hf, "_supports_attention_backend", False)
+        return ("packed", "sdpa", "eager", "bridge") if asks else ("sdpa", "eager", "bridge")
 
     def modules(self, layer: int, kernel: str) -> tuple[nn.Module, nn.Module]:
         """A block as one of `kernels` runs it, and the attention in it."""

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+ORIGINAL = ("original_max_position_embeddings", "max_position_embeddings")
+"""Where a config says up to which length the rotary angles are those of training."""
+
+
 class ModelSource(NamedTuple):
     """What `load_model` was given to open a model: enough for another process to open the same one."""
 
@@ -118,6 +122,33 @@ class HookedModel:
         config: Any = self.hf.config
         inner = getattr(config, "attn_config", None)
         return getattr(config, "clip_qkv", None) or getattr(inner, "clip_qkv", None)
+
+    def require_batch(self, lengths: Int[Tensor, " prompt"], largest: int) -> None:
+        """Raise ValueError for a token beyond the embedding, or prompts that would be others together than alone.
+
+        Some rotary embeddings choose their angles by the longest row of a pass ("longrope", "dynamic").
+        """
+        embedded = int(self.hf.get_input_embeddings().weight.shape[0])
+        if largest >= embedded:
+            raise ValueError(
+                f"the prompts hold token {largest}, and {self.name} embeds {embedded} tokens; give the tokenizer that "
+                "the model was trained with, or resize the embedding"
+            )
+        config: Any = self.hf.config
+        rope = getattr(config, "rope_parameters", None) or {}
+        kind = rope.get("rope_type")
+        if kind not in ("longrope", "dynamic"):
+            return
+        known = [d[name] for name in ORIGINAL for d in (rope, vars(config)) if d.get(name)]
+        first = int(known[0]) if known else self.context
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        if longest > first and (shortest <= first if kind == "longrope" else shortest < longest):
+            raise ValueError(
+                f"{self.name} changes its rotary angles ({kind}) for prompts of more than {first} tokens, and these "
+                f"have {shortest} to {longest}: together they would not be what each is alone; score those of at most "
+                f"{first} tokens, and the longer ones{'' if kind == 'longrope' else ' of each length'}, in calls of "
+                "their own"
+            )
 
     def rest(self) -> None:
         """Put the model into evaluation mode, in which alone its outputs are a function of the tokens."""
