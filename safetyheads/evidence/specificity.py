@@ -21,10 +21,11 @@ from safetyheads.evidence.resampling import (
 )
 from safetyheads.heads import HeadScores
 from safetyheads.stats import (
+    TIE,
     benjamini_hochberg,
     bootstrap_interval,
     permutation_p,
-    permuted_means,
+    rearranged,
 )
 
 NULLS = ("labels", "layer", "random_init")
@@ -94,7 +95,8 @@ def specificity(
 
     `paired` says that prompt n of both sides belong together (by default what the prompt set said), which cancels most
     noise: the interval is then a bootstrap over pairs, and the p-value flips the signs of their differences. Otherwise
-    both sets are resampled apart, and the p-value deals their labels anew. Estimated scores (a screened run) get no
+    both sets are resampled apart, and the p-value deals their labels anew (Welch's t, so that sets of unequal size and
+    spread may be compared). Estimated scores (a screened run) get no
     statistic and do not count among the tests. A generalized Ships angle is tested through each prompt's jackknife
     influence on it (`prompt_scores`). With `n_permutations` random rearrangements no p-value falls below their inverse.
 
@@ -110,16 +112,13 @@ def specificity(
     sign = 1.0 if harmful.largest_first else -1.0
     first = sign * prompt_scores(harmful)[tested]
     second = sign * prompt_scores(harmless)[tested]
-    n_prompts = first.shape[-1], second.shape[-1]
     sample = (first - second,) if paired else (first, second)
-    values = first.mean(-1) - second.mean(-1)
+    values = sample[0].mean(-1) if paired else first.mean(-1) - second.mean(-1)
     low, high = bootstrap_interval(
         *sample, confidence=confidence, n_resamples=n_resamples, seed=seed
     )
     error = sum((part.var(-1) / part.shape[-1] for part in sample), torch.zeros_like(values)).sqrt()
-    chunks, _ = permuted_means(*sample, n_resamples=min(n_permutations, BAND_RESAMPLES), seed=seed)
-    null = torch.cat(list(chunks)).sort(0).values
-    chance = null[math.ceil((1 + confidence) / 2 * (len(null) - 1))]
+    chance = _end_of_chance(sample, error, confidence, min(n_permutations, BAND_RESAMPLES), seed)
     p = permutation_p(*sample, n_resamples=n_permutations, seed=seed)
     p = _on_grid(p, tested)
     return Specificity(
@@ -131,9 +130,28 @@ def specificity(
         q=benjamini_hochberg(p),
         chance=_on_grid(chance, tested),
         paired=paired,
-        n_prompts=n_prompts,
+        n_prompts=(first.shape[-1], second.shape[-1]),
         confidence=confidence,
     )
+
+
+def _end_of_chance(
+    sample: tuple[Float[Tensor, "tested _"], ...],
+    error: Float[Tensor, " tested"],
+    confidence: float,
+    n_resamples: int,
+    seed: int,
+) -> Float[Tensor, " tested"]:
+    """Where the central `confidence` of the difference under rearranged labels ends, above.
+
+    At a few pairs the observed order of signs is among those at the end itself: sums that differ by rounding alone
+    are one there.
+    """
+    found = rearranged(*sample, n_resamples=n_resamples, seed=seed)
+    null = torch.cat(list(found.draws)).sort(0).values
+    end = null[math.ceil((1 + confidence) / 2 * (len(null) - 1))] + TIE * found.scale
+    # Of two sets Welch's t is rearranged, which is in standard errors.
+    return end if len(sample) == 1 else end * error
 
 
 def null_band(

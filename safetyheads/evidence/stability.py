@@ -1,9 +1,10 @@
 """Do other prompts rank the heads alike, and how many prompts does a ranking need?"""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from safetyheads.evidence.resampling import (
@@ -15,7 +16,7 @@ from safetyheads.evidence.resampling import (
     score_subsets,
 )
 from safetyheads.heads import HeadScores
-from safetyheads.stats import Agreement, disjoint_halves, jaccard_at_k, spearman
+from safetyheads.stats import disjoint_halves, jaccard_at_k, spearman
 
 if TYPE_CHECKING:
     import pandas
@@ -25,6 +26,15 @@ COLUMNS = [
     *("spearman", "spearman_low", "spearman_high", "overlap", "overlap_low", "overlap_high"),
 ]
 """The columns of a power curve."""
+
+
+class Agreement(NamedTuple):
+    """How well rankings from different prompts agree, a number a split."""
+
+    spearman: Float[Tensor, " resample"]
+    """Rank correlation over all items."""
+    jaccard: Float[Tensor, " resample"]
+    """Overlap of the top k."""
 
 
 def rank_stability(

@@ -187,3 +187,26 @@ def test_the_band_of_a_random_network_is_in_standard_errors(two_sides):
         null_band(found, null="random_init")
     with pytest.raises(ValueError, match="null is 'labls'; it must be one of labels, layer"):
         null_band(found, null="labls")
+
+
+@pytest.mark.parametrize(("pairs", "rate"), [(3, 0), (4, 0), (5, 0), (6, 1 / 64), (7, 3 / 128)])
+def test_the_band_of_a_few_pairs_lets_through_what_exact_arithmetic_does(pairs, rate):
+    """The order of signs that was observed is one of 2^n, and ties with itself whatever the rounding."""
+    harmful, harmless = (normal(40, 50, pairs, seed=s).float().exp() for s in (0, 1))
+    found = specificity(scores(harmful), scores(harmless), paired=True, n_resamples=5)
+    above = (~null_band(found).inside).double().mean().item()
+    assert above == pytest.approx(rate, abs=0.008 if rate else 0)
+
+
+def test_the_band_of_two_sets_is_that_of_their_p_values():
+    """Five prompts of threefold spread against thirty: what the band lets through are small p-values, few of them."""
+    harmful, harmless = 3 * normal(40, 25, 5), normal(40, 25, 30, seed=1)
+    found = specificity(
+        scores(harmful), scores(harmless), paired=False, n_resamples=5, n_permutations=1000
+    )
+    above = ~null_band(found).inside
+    assert 0.02 < above.double().mean().item() < 0.06
+    above_chance = stats.permutation_p(
+        harmful.double(), harmless.double(), alternative="greater", n_resamples=1000
+    )
+    assert above.equal(above_chance < 0.0255)

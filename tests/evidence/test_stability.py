@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from safetyheads import stats
 from safetyheads.evidence.stability import COLUMNS, power_curve, rank_stability
@@ -11,11 +12,22 @@ from tests.evidence.made_up import made_up_angles, scores
 from tests.test_stats import normal
 
 
-def test_stability_is_that_of_stats_on_the_flat_scores(two_sides):
-    got = rank_stability(scores(two_sides[0]), k=4, n_resamples=20, seed=1)
-    flat = stats.split_half_stability(two_sides[0].flatten(0, 1), k=4, n_resamples=20, seed=1)
-    torch.testing.assert_close(got.spearman, flat.spearman)
-    torch.testing.assert_close(got.jaccard, flat.jaccard)
+def test_stability_is_that_of_the_slow_loop_and_what_theory_says():
+    prompts = 20
+    flat = normal(60, 1) + 2 * normal(60, prompts, seed=1)
+    got = rank_stability(scores(flat.unflatten(0, (6, 10))), k=5, n_resamples=15, seed=3)
+    for n, (a, b) in enumerate(
+        zip(*(h.tolist() for h in stats.disjoint_halves(prompts, None, 15, 3)), strict=True)
+    ):
+        first, second = flat[:, a].mean(-1), flat[:, b].mean(-1)
+        assert got.spearman[n].item() == pytest.approx(spearmanr(first, second).statistic)
+        tops = ({*t.topk(5).indices.tolist()} for t in (first, second))
+        shared = len(set.intersection(*tops))
+        assert got.jaccard[n].item() == pytest.approx(shared / (10 - shared))
+    # Pearson's reliability of a half: 1 / (1 + 4 / 10).
+    big = normal(2000, 1) + 2 * normal(2000, prompts, seed=1)
+    mean = rank_stability(scores(big.unflatten(0, (40, 50))), n_resamples=10).spearman.mean().item()
+    assert mean == pytest.approx(1 / 1.4, abs=0.04)
 
 
 def test_specificity_is_less_stable_than_a_score_that_matters_for_all(two_sides):
