@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     )
     from safetyheads.interventions.export import Export, export_ablated
     from safetyheads.interventions.layers import BypassLayers
-    from safetyheads.judges.examples import ExampleJudge
     from safetyheads.judges.keywords import KeywordJudge
     from safetyheads.judges.verdicts import Judge
     from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
@@ -99,7 +98,6 @@ __all__ = [
     "Comparison",
     "Decoding",
     "Definition",
-    "ExampleJudge",
     "Execution",
     "Export",
     "GeneralizedShips",
@@ -207,7 +205,6 @@ _NAMES_OF_MODULE = {
     "interventions.ablations": "MeanAblation ResampleAblation ScalingContribution "
     "UndifferentiatedAttention ZeroAblation",
     "interventions.layers": "BypassLayers",
-    "judges.examples": "ExampleJudge",
     "judges.keywords": "KeywordJudge",
     "judges.verdicts": "Judge",
     "metrics": "GeneralizedShips RefusalShift Ships",
