@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UndifferentiatedAttention,
         ZeroAblation,
     )
+    from safetyheads.interventions.directions import AblateDirection, AddDirection
     from safetyheads.interventions.export import Export, export_ablated
     from safetyheads.interventions.layers import BypassLayers
     from safetyheads.judges.keywords import KeywordJudge
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
     from safetyheads.ranking.planning import Plan, plan
     from safetyheads.ranking.ranking import Ranking, rank, rank_safety_heads
     from safetyheads.ranking.study import Study
-    from safetyheads.screening.screened import Screened
+    from safetyheads.screening.audit import Screened
     from safetyheads.validation.definitions import (
         Comparison,
         Definition,
@@ -87,8 +88,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ROLE_PLAY",
     "TEMPLATES",
+    "AblateDirection",
     "AblateHead",
     "AblateHeads",
+    "AddDirection",
     "AttentionCapture",
     "AttentionDivergence",
     "AttentionMaps",
@@ -204,6 +207,7 @@ _NAMES_OF_MODULE = {
     "interventions.ablating": "AblateHead AblateHeads mean_z",
     "interventions.ablations": "MeanAblation ResampleAblation ScalingContribution "
     "UndifferentiatedAttention ZeroAblation",
+    "interventions.directions": "AblateDirection AddDirection",
     "interventions.layers": "BypassLayers",
     "judges.keywords": "KeywordJudge",
     "judges.verdicts": "Judge",
@@ -242,7 +246,7 @@ _NAMES_OF_MODULE = {
     "evidence.published": "published_heads",
     "ranking.ranking": "Ranking rank rank_safety_heads",
     "ranking.study": "Study",
-    "screening.screened": "Screened",
+    "screening.audit": "Screened",
 }
 _MODULE_OF_NAME = {
     name: module for module, names in _NAMES_OF_MODULE.items() for name in names.split()

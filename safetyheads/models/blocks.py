@@ -87,11 +87,11 @@ class Blocks:
         *,
         cache: SharedPrefix | None = None,
         attn_out: Float[Tensor, "row pos d_model"] | None = None,
-        kernel: str = "bridge",
+        kernel: str = "hooked",
     ) -> Float[Tensor, "row pos d_model"]:
         """One block with a recorded call, its cache replaced by `cache`; with `attn_out`, attention is not run.
 
-        `kernel` is one of `kernels`; only `bridge` has the hook points.
+        `kernel` is one of `kernels`; only `hooked` has the hook points.
         """
         block, attention = self.modules(layer, kernel)
         with packed(attention, call.packing), attention_gives(attention, attn_out):
@@ -104,7 +104,7 @@ class Blocks:
         call: BlockCall,
         *,
         cache: SharedPrefix | None = None,
-        kernel: str = "bridge",
+        kernel: str = "hooked",
     ) -> Float[Tensor, "row pos d_model"]:
         """What one block's attention adds to the residual stream; the rest of the block is not run."""
 
@@ -202,11 +202,11 @@ class Blocks:
         own with its hook points."""
         # Fused attention has no place for soft-capping and leaves it out without a word.
         fused = getattr(self.model.hf, "_supports_sdpa", False) and not self.model.score_softcap
-        return ("packed", "sdpa", "eager", "bridge") if fused else ("eager", "bridge")
+        return ("packed", "sdpa", "eager", "hooked") if fused else ("eager", "hooked")
 
     def modules(self, layer: int, kernel: str) -> tuple[nn.Module, nn.Module]:
         """A block as one of `kernels` runs it, and the attention in it."""
-        if kernel == "bridge":
+        if kernel == "hooked":
             block = self.model.bridge.blocks[layer]
             return block, block.attn
         if (layer, kernel) not in self.model.twins:
