@@ -18,9 +18,10 @@ from torch import Tensor
 
 from safetyheads.engine.execution import Execution
 from safetyheads.engine.measurement import Measurement
-from safetyheads.engine.sweep import Swept, Variant, sweep
+from safetyheads.engine.sweep import Swept, sweep
 from safetyheads.inputs import Inputs
 from safetyheads.interventions.ablating import AblateHeads
+from safetyheads.interventions.site import Variant
 from safetyheads.metrics import Metric
 from safetyheads.models.hooked import HookedModel, ModelSource
 from safetyheads.models.opening import reopen

@@ -36,8 +36,8 @@ class HeadActs(NamedTuple):
     """The bound of tanh soft-capping on the scores, or None (Gemma-2 has 50)."""
     mean: Float[Tensor, " d_head"] | None = None
     """Mean of `z` over all real tokens of all prompts."""
-    donor: Float[Tensor, "row query d_head"] | None = None
-    """The same head's `z` on another prompt, aligned token by token."""
+    donor: Callable[[int], Float[Tensor, "row query d_head"]] | None = None
+    """The same head's `z` on another prompt, aligned token by token, by the seed that assigns prompts to prompts."""
 
 
 @runtime_checkable
@@ -157,10 +157,10 @@ class ResampleAblation:
             raise ValueError(f"seed is {self.seed!r}; it must be a whole number")
 
     def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
-        return _given(acts.donor, self)
+        return _given(acts.donor, self)(self.seed)
 
 
-def _given(value: Tensor | None, ablation: Ablation) -> Tensor:
+def _given(value: Any, ablation: Ablation) -> Any:
     if value is None:
         raise ValueError(f"{ablation} needs HeadActs.{', '.join(ablation.needs)}, which is None")
     return value

@@ -96,11 +96,11 @@ class Blocks:
         *,
         cache: SharedPrefix | None = None,
         attn_out: Float[Tensor, "row pos d_model"] | None = None,
-        kernel: str = "bridge",
+        kernel: str = "hooked",
     ) -> Float[Tensor, "row pos d_model"]:
         """One block with a recorded call, its cache replaced by `cache`; with `attn_out`, attention is not run.
 
-        `kernel` is one of `kernels`; only `bridge` has the hook points.
+        `kernel` is one of `kernels`; only `hooked` has the hook points.
         """
         block, attention = self.modules(layer, kernel)
         with packed(attention, call.packing), attention_gives(attention, attn_out):
@@ -113,7 +113,7 @@ class Blocks:
         call: BlockCall,
         *,
         cache: SharedPrefix | None = None,
-        kernel: str = "bridge",
+        kernel: str = "hooked",
     ) -> Float[Tensor, "row pos d_model"]:
         """What one block's attention adds to the residual stream; the rest of the block is not run."""
 
@@ -236,14 +236,14 @@ class Blocks:
         # Fused attention has no place for soft-capping and leaves it out without a word.
         fused = getattr(self.model.hf, "_supports_sdpa", False) and not self.model.score_softcap
         if not fused:
-            return ("eager", "bridge")
+            return ("eager", "hooked")
         # Packing stands in for attention where transformers asks an interface for it.
         asks = getattr(self.model.hf, "_supports_attention_backend", False)
-        return ("packed", "sdpa", "eager", "bridge") if asks else ("sdpa", "eager", "bridge")
+        return ("packed", "sdpa", "eager", "hooked") if asks else ("sdpa", "eager", "hooked")
 
     def modules(self, layer: int, kernel: str) -> tuple[nn.Module, nn.Module]:
         """A block as one of `kernels` runs it, and the attention in it."""
-        if kernel == "bridge":
+        if kernel == "hooked":
             block = self.model.bridge.blocks[layer]
             return block, block.attn
         if (layer, kernel) not in self.model.twins:

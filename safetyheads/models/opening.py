@@ -17,6 +17,7 @@ from safetyheads.models.fingerprint import fingerprint
 from safetyheads.models.gate import Checked, check, reference
 from safetyheads.models.hooked import HookedModel, ModelSource
 from safetyheads.models.unwrapping import unwrapped
+from safetyheads.versions import warn_of_untried
 
 FOREIGN = (RuntimeError, AttributeError, KeyError, IndexError, TypeError, ZeroDivisionError)
 """What an architecture that is built otherwise raises from within."""
@@ -111,6 +112,7 @@ def _opened(
         )
     bridge.eval()
     name_caches(bridge)
+    warn_of_untried()
     if "blocks.0.attn.hook_z" not in bridge.hook_dict:
         raise ValueError(f"{name} has no attention heads to ablate: its first block has no hook_z")
     dtype = next(bridge.original_model.parameters()).dtype
