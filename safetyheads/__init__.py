@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         ZeroAblation,
     )
     from safetyheads.interventions.directions import AblateDirection, AddDirection
-    from safetyheads.interventions.export import Export, export_ablated
+    from safetyheads.interventions.export import Export, export_ablated, save_model
     from safetyheads.interventions.layers import BypassLayers
     from safetyheads.judges.examples import ExampleJudge
     from safetyheads.judges.keywords import KeywordJudge
@@ -182,6 +182,7 @@ __all__ = [
     "rank_stability",
     "ray_map",
     "refusal_under_ablation",
+    "save_model",
     "score_detectors",
     "score_groups",
     "score_heads",
@@ -203,7 +204,7 @@ _NAMES_OF_MODULE = {
     "evidence.stability": "power_curve rank_stability",
     "engine.execution": "Execution",
     "engine.executors": "process_map ray_map",
-    "interventions.export": "Export export_ablated",
+    "interventions.export": "Export export_ablated save_model",
     "validation.ground_truth": "check_methods",
     "heads": "Audit Head HeadScores",
     "interventions.ablating": "AblateHead AblateHeads mean_z",
