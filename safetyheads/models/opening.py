@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from safetyheads.models.cache_names import name_caches
 from safetyheads.models.checkpoints import KNOWN_MODELS, load_checkpoint
 from safetyheads.models.hooked import HookedModel, ModelSource
+from safetyheads.versions import warn_of_untried
 
 
 def load_model(
@@ -104,6 +105,7 @@ def _opened(
         )
     bridge.eval()
     name_caches(bridge)
+    warn_of_untried()
     if "blocks.0.attn.hook_z" not in bridge.hook_dict:
         raise ValueError(f"{name} has no attention heads to ablate: its first block has no hook_z")
     dtype = next(bridge.original_model.parameters()).dtype
