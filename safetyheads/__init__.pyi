@@ -50,12 +50,10 @@ from safetyheads.interventions.directions import (
 from safetyheads.interventions.export import (
     Export as Export,
     export_ablated as export_ablated,
+    save_model as save_model,
 )
 from safetyheads.interventions.layers import (
     BypassLayers as BypassLayers,
-)
-from safetyheads.judges.examples import (
-    ExampleJudge as ExampleJudge,
 )
 from safetyheads.judges.keywords import (
     KeywordJudge as KeywordJudge,
