@@ -41,7 +41,7 @@ from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
 from safetyheads.inputs import prepare
 from safetyheads.interventions.ablating import AblateHead, AblateHeads
-from safetyheads.judges import ExampleJudge, KeywordJudge, judged
+from safetyheads.judges import KeywordJudge, judged
 from safetyheads.metrics import LastToken, refusal_tokens
 from safetyheads.probes.behaviour.answers import Answer, Behaviour
 from safetyheads.probes.behaviour.curves import Arm, RefusalCurve, random_heads
@@ -60,7 +60,7 @@ CANDIDATES = 24  # heads of each ranking that also run on the harmless prompts
 NEW_TOKENS = 16
 HELD_OUT = 24
 SEEDS = (0, 1, 2)
-JUDGES = (KeywordJudge(), ExampleJudge())
+JUDGES = (KeywordJudge(),)
 
 
 @dataclass(frozen=True)

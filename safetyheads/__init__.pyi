@@ -54,9 +54,6 @@ from safetyheads.interventions.export import (
 from safetyheads.interventions.layers import (
     BypassLayers as BypassLayers,
 )
-from safetyheads.judges.examples import (
-    ExampleJudge as ExampleJudge,
-)
 from safetyheads.judges.keywords import (
     KeywordJudge as KeywordJudge,
 )
