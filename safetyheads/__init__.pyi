@@ -50,6 +50,7 @@ from safetyheads.interventions.directions import (
 from safetyheads.interventions.export import (
     Export as Export,
     export_ablated as export_ablated,
+    save_model as save_model,
 )
 from safetyheads.interventions.layers import (
     BypassLayers as BypassLayers,

@@ -92,6 +92,7 @@ def measure(
     model, batch = inputs.model, inputs.batch
     ablation = UndifferentiatedAttention() if ablation is None else as_ablation(ablation)
     metric = Ships() if metric is None else as_metric(metric)
+    model.require_readable(ablation.needs, str(ablation))
     if "donor" in ablation.needs and len(batch) < 2:
         raise ValueError(
             f"{ablation} borrows from another prompt, and there is 1 prompt; give at least 2 prompts"
