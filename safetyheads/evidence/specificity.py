@@ -12,6 +12,7 @@ its readings are Gram matrices over the prompts, so a smaller prompt set is a su
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,7 @@ from safetyheads.stats import (
     permuted_means,
     spearman,
 )
+from safetyheads.storage.results import load_result, save_result
 
 if TYPE_CHECKING:
     import pandas
@@ -78,6 +80,15 @@ class Specificity:
         """What the p-value rearranges: `sign flips` of pairs, or `label permutation` of two sets."""
         return "sign flips" if self.paired else "label permutation"
 
+    def save(self, folder: str | Path) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it."""
+        return save_result(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Specificity":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
+
 
 @dataclass(frozen=True, eq=False)
 class NullBand:
@@ -89,6 +100,15 @@ class NullBand:
     """Upper end of the band, in the unit of the scores."""
     inside: Bool[Tensor, "layer head"]
     """Heads that do not rise above the band, and those that could not be tested."""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it."""
+        return save_result(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "NullBand":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
 
 
 def specificity(

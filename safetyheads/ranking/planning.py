@@ -8,6 +8,7 @@ one forward pass of a small model. Its memory follows from the sizes of what one
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from safetyheads.metrics import LastToken
 from safetyheads.models.hooked import HookedModel
 from safetyheads.ranking.study import Study
 from safetyheads.screening.screened import Screened, as_method
+from safetyheads.storage.results import load_result, save_result
 
 CALIBRATED_LAYERS = 3
 """How many layers the longer of the two timed passes runs."""
@@ -77,6 +79,15 @@ class Plan:
                 else f"too large for the free memory: {self.fitting_rows} rows a pass fit (--batch {self.fitting_rows})"
             )
         return "\n".join(lines)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it."""
+        return save_result(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Plan":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
 
 
 def plan(study: Study, execution: Execution = HERE) -> Plan:
