@@ -26,7 +26,7 @@ from safetyheads import (
     wrap,
     write_html,
 )
-from safetyheads.jailbreaks import shared_template
+from safetyheads.prompts import shared_template
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--model", default="smollm2-135m-instruct")

@@ -15,8 +15,10 @@ from safetyheads.interventions.ablations import (
     UndifferentiatedAttention,
     ZeroAblation,
 )
+from safetyheads.models.blocks import Blocks
 from safetyheads.models.cache_names import cache_argument
-from safetyheads.models.hooked import load_model
+from safetyheads.models.editing import editing
+from safetyheads.models.opening import load_model
 from safetyheads.models.replaying import SharedPrefix
 from safetyheads.prompts import tokenize
 from tests.oracles import PlainModel
@@ -38,7 +40,7 @@ def ids_of(text):
 
 @torch.inference_mode()
 def last(model, ids, **options):
-    return model.bridge.original_model(input_ids=ids, **options).logits[:, -1].log_softmax(-1)
+    return model.hf(input_ids=ids, **options).logits[:, -1].log_softmax(-1)
 
 
 def plainly(plain, ids, ablation):
@@ -78,9 +80,9 @@ def test_with_a_cache_as_without(zoo, ablation):
     ids = ids_of(RAGGED[0])
     with AblateHeads(GROUP, ablation).active(model), torch.inference_mode():
         whole = model.logits(ids)[0]
-        cache, steps = DynamicCache(config=model.bridge.original_model.config), []
+        cache, steps = DynamicCache(config=model.hf.config), []
         for piece in ids.split([4, 3, *[1] * (ids.shape[1] - 7)], dim=1):
-            hf = model.bridge.original_model
+            hf = model.hf
             out = hf(input_ids=piece, **{cache_argument(hf): cache})
             steps.append(out.logits[0])
     assert (torch.cat(steps) - whole).abs().max() < 1e-4
@@ -89,7 +91,7 @@ def test_with_a_cache_as_without(zoo, ablation):
 
 def test_generation_with_left_padding_follows_each_prompt_alone(zoo):
     _, model = zoo
-    hf, options = model.bridge.original_model, {"max_new_tokens": 6, "do_sample": False}
+    hf, options = model.hf, {"max_new_tokens": 6, "do_sample": False}
     options |= {"output_logits": True, "return_dict_in_generate": True, "eos_token_id": None}
     padded = tokenizer()(RAGGED, padding=True, padding_side="left", return_tensors="pt")
     inputs = {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
@@ -106,15 +108,15 @@ def test_generation_with_left_padding_follows_each_prompt_alone(zoo):
 def test_block_by_block_with_a_shared_prefix(zoo):
     _, model = zoo
     ids = torch.cat([ids_of(RAGGED[0])[:, :8], ids_of(RAGGED[2])[:, :8]])
-    prefix_calls, suffix_calls = model.record_calls(ids[:1], 5)
+    prefix_calls, suffix_calls = Blocks(model).record(ids[:1], 5)
     with AblateHeads(GROUP, UndifferentiatedAttention()).active(model), torch.inference_mode():
         expected = model.logits(ids)[:, -1]
-        resid = model.embed(ids)
+        resid = Blocks(model).embed(ids)
         head, tail = resid[:1, :5], resid[:, 5:]
         for layer in range(model.n_layers):
             cache = SharedPrefix()
-            head = model.run_block(layer, head, prefix_calls[layer], cache=cache)
-            tail = model.run_block(layer, tail, suffix_calls[layer], cache=cache)
+            head = Blocks(model).run(layer, head, prefix_calls[layer], cache=cache)
+            tail = Blocks(model).run(layer, tail, suffix_calls[layer], cache=cache)
         got = model.unembed(model.final_norm(tail[:, -1]))
     assert (got - expected).abs().max() < 1e-4
 
@@ -128,7 +130,7 @@ def test_rows_of_one_pass_can_have_different_heads_ablated(model):
     ids = ids_of(RAGGED[0])
     variants = [AblateHeads((Head(1, 2),), ZeroAblation()), AblateHeads(GROUP, ZeroAblation())]
     edits = [e for n, v in enumerate(variants) for e in v.edits(model, part=(n + 1, 3))]
-    with model.editing_z(edits):
+    with editing(model, edits):
         rows = last(model, ids.expand(6, -1))
     assert torch.allclose(rows[:2], last(model, ids), atol=1e-5)
     for n, variant in enumerate(variants):

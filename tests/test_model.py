@@ -12,7 +12,10 @@ from safetyheads.heads import Head
 from safetyheads.interventions.ablating import AblateHead
 from safetyheads.interventions.ablations import ZeroAblation
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.blocks import Blocks
+from safetyheads.models.editing import replacing_z
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import tokenize
 from tests.oracles import PlainModel, kl
@@ -217,13 +220,13 @@ def test_a_sweep_does_not_change_what_the_model_says(name):
 
 def assert_resumes_at_layer_6(model, ids):
     """A pass resumed at layer 6 ends where the whole forward pass ends, undisturbed and ablated."""
-    calls = model.record_calls(ids)[1]
+    calls = Blocks(model).record(ids)[1]
     with torch.no_grad():
-        resid = model.embed(ids)
+        resid = Blocks(model).embed(ids)
         for layer in range(6):
-            resid = model.run_block(layer, resid, calls[layer])
+            resid = Blocks(model).run(layer, resid, calls[layer])
         for layer in range(6, model.n_layers):
-            resid = model.run_block(layer, resid, calls[layer])
+            resid = Blocks(model).run(layer, resid, calls[layer])
         resumed = model.unembed(model.final_norm(resid[0])).log_softmax(-1)
         assert (resumed - model.logits(ids)[0].log_softmax(-1)).abs().max() < 1e-4
 
@@ -235,7 +238,7 @@ def ablated_at_layer_6(model, batch):
     )
     with torch.no_grad():
         base = model.logits(batch.ids)[0, -1].double().log_softmax(-1)
-        with model.replacing_z(6, 3, torch.zeros_like):
+        with replacing_z(model, 6, 3, torch.zeros_like):
             other = model.logits(batch.ids)[0, -1].double().log_softmax(-1)
     return got, kl(base, other)
 

@@ -17,7 +17,7 @@ from safetyheads.engine import sweep
 from safetyheads.engine.execution import Execution
 from safetyheads.interventions.ablations import ScalingContribution, ZeroAblation
 from safetyheads.metrics import RefusalShift
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.storage.files import write_whole
 from safetyheads.storage.store import Store, fingerprint
@@ -241,14 +241,13 @@ def test_a_damaged_layer_is_computed_again_and_the_rest_is_kept(tmp_path, monkey
 
 def counting_layers(monkeypatch):
     """The layers that sweeps run from now on."""
-    run, real = [], sweep._sweep_layer
+    run, real = [], sweep.climb
 
-    def counted(*arguments):
-        edits = next(a for a in arguments if isinstance(a, list) and hasattr(a[0], "first_layer"))
-        run.append(edits[0].first_layer)
-        return real(*arguments)
+    def counted(groups, looked, *rest):
+        run.extend(looked)
+        return real(groups, looked, *rest)
 
-    monkeypatch.setattr(sweep, "_sweep_layer", counted)
+    monkeypatch.setattr(sweep, "climb", counted)
     return run
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from safetyheads.models.hooked import HookedModel
+from safetyheads.models.watching import watch_patterns
 from safetyheads.progress import bar
 from safetyheads.prompts import TokenBatch
 
@@ -65,7 +66,7 @@ def each_pattern(
             for row, (prompt, n) in enumerate(zip(prompts, sizes, strict=True)):
                 add(layer, prompt, patterns[row, :, :n, :n].float(), visible[:n, :n])
 
-        model.visit_patterns(ids, layers, read)
+        watch_patterns(model, ids, layers, read)
 
 
 def passes(

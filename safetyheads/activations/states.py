@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safetyheads.models.hooked import HookedModel
+from safetyheads.models.watching import watch_states
 from safetyheads.progress import bar
 from safetyheads.prompts import TokenBatch
 
@@ -64,7 +65,7 @@ def capture_states(
             # A pad token may lie outside the embedding; what stands there never matters.
             ids, prefix = some.ids.where(real, 0), some.prefix_length if len(prompts) > 1 else 0
             read = _reader(states, prompts, some.lengths, kept)
-            model.visit_states(ids, kept.layers, read, prefix=prefix)
+            watch_states(model, ids, kept.layers, read, prefix=prefix)
             shown.update(len(prompts))
     return states
 

@@ -2,47 +2,37 @@
 
 Everything here is computed from the readings that one sweep saved: no head is run again for a statistic. A large KL
 alone finds heads that matter for everything. So a head is compared with itself on harmless prompts (`specificity`),
-with relabelled prompts, the other heads of its layer and a network of random weights (`null_band`), and its rank with
-its rank on other prompts (`rank_stability`, `power_curve`).
-
-A score that is a number a prompt (Ships, RefusalShift) is resampled as such. Generalized Ships is one angle a dataset:
-its readings are Gram matrices over the prompts, so a smaller prompt set is a sub-matrix.
+and with relabelled prompts, the other heads of its layer and a network of random weights (`null_band`).
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from safetyheads.evidence.resampling import (
+    are_paired,
+    check_sides,
+    exact_heads,
+    n_prompts,
+    prompt_scores,
+)
 from safetyheads.heads import HeadScores
-from safetyheads.metrics import GeneralizedShips
 from safetyheads.stats import (
-    Agreement,
+    TIE,
     benjamini_hochberg,
     bootstrap_interval,
-    disjoint_halves,
-    jaccard_at_k,
     permutation_p,
-    permuted_means,
-    spearman,
+    rearranged,
 )
 from safetyheads.storage.results import load_result, save_result
-
-if TYPE_CHECKING:
-    import pandas
 
 NULLS = ("labels", "layer", "random_init")
 BAND_RESAMPLES = 4000
 """Relabellings from which the band of chance is read."""
-POWER_COLUMNS = [
-    *("ranking", "prompts", "against", "k"),
-    *("spearman", "spearman_low", "spearman_high", "overlap", "overlap_low", "overlap_high"),
-]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,14 +115,15 @@ def specificity(
 
     `paired` says that prompt n of both sides belong together (by default what the prompt set said), which cancels most
     noise: the interval is then a bootstrap over pairs, and the p-value flips the signs of their differences. Otherwise
-    both sets are resampled apart, and the p-value deals their labels anew. Estimated scores (a screened run) get no
+    both sets are resampled apart, and the p-value deals their labels anew (Welch's t, so that sets of unequal size and
+    spread may be compared). Estimated scores (a screened run) get no
     statistic and do not count among the tests. A generalized Ships angle is tested through each prompt's jackknife
     influence on it (`prompt_scores`). With `n_permutations` random rearrangements no p-value falls below their inverse.
 
     Raises ValueError for sides that do not belong together, fewer than two prompts, or no score that is exact.
     """
     paired = are_paired(harmful, harmless) if paired is None else paired
-    _check_sides(harmful, harmless, paired)
+    check_sides(harmful, harmless, paired)
     tested = exact_heads(harmful) & exact_heads(harmless)
     if not tested.any():
         raise ValueError(
@@ -141,16 +132,13 @@ def specificity(
     sign = 1.0 if harmful.largest_first else -1.0
     first = sign * prompt_scores(harmful)[tested]
     second = sign * prompt_scores(harmless)[tested]
-    n_prompts = first.shape[-1], second.shape[-1]
     sample = (first - second,) if paired else (first, second)
-    values = first.mean(-1) - second.mean(-1)
+    values = sample[0].mean(-1) if paired else first.mean(-1) - second.mean(-1)
     low, high = bootstrap_interval(
         *sample, confidence=confidence, n_resamples=n_resamples, seed=seed
     )
     error = sum((part.var(-1) / part.shape[-1] for part in sample), torch.zeros_like(values)).sqrt()
-    chunks, _ = permuted_means(*sample, n_resamples=min(n_permutations, BAND_RESAMPLES), seed=seed)
-    null = torch.cat(list(chunks)).sort(0).values
-    chance = null[math.ceil((1 + confidence) / 2 * (len(null) - 1))]
+    chance = _end_of_chance(sample, error, confidence, min(n_permutations, BAND_RESAMPLES), seed)
     p = permutation_p(*sample, n_resamples=n_permutations, seed=seed)
     p = _on_grid(p, tested)
     return Specificity(
@@ -162,9 +150,28 @@ def specificity(
         q=benjamini_hochberg(p),
         chance=_on_grid(chance, tested),
         paired=paired,
-        n_prompts=n_prompts,
+        n_prompts=(first.shape[-1], second.shape[-1]),
         confidence=confidence,
     )
+
+
+def _end_of_chance(
+    sample: tuple[Float[Tensor, "tested _"], ...],
+    error: Float[Tensor, " tested"],
+    confidence: float,
+    n_resamples: int,
+    seed: int,
+) -> Float[Tensor, " tested"]:
+    """Where the central `confidence` of the difference under rearranged labels ends, above.
+
+    At a few pairs the observed order of signs is among those at the end itself: sums that differ by rounding alone
+    are one there.
+    """
+    found = rearranged(*sample, n_resamples=n_resamples, seed=seed)
+    null = torch.cat(list(found.draws)).sort(0).values
+    end = null[math.ceil((1 + confidence) / 2 * (len(null) - 1))] + TIE * found.scale
+    # Of two sets Welch's t is rearranged, which is in standard errors.
+    return end if len(sample) == 1 else end * error
 
 
 def null_band(
@@ -209,229 +216,9 @@ def comparable(harmful: HeadScores, harmless: HeadScores | None) -> bool:
             if side.readings is None or "rank" not in side.provenance.get("metric", {}):
                 return False
             least = 2 + int(side.provenance["metric"]["rank"])
-        if _n_prompts(side) < least:
+        if n_prompts(side) < least:
             return False
     return True
-
-
-def rank_stability(
-    scores: HeadScores,
-    harmless: HeadScores | None = None,
-    *,
-    paired: bool | None = None,
-    size: int | None = None,
-    k: int = 10,
-    n_resamples: int = 200,
-    seed: int = 0,
-) -> Agreement:
-    """How well two rankings from disjoint random halves of the prompts agree: Spearman, and overlap of the top k.
-
-    Without `harmless` heads rank by score, with it by specificity, on the same places of both sides. `size` prompts
-    make a set; half of them by default.
-
-    Raises ValueError for estimated scores and for too few prompts.
-    """
-    n = _n_prompts(scores, harmless)
-    halves = disjoint_halves(n, size, n_resamples, seed)
-    return _agreement(scores, harmless, halves, paired, k)
-
-
-def power_curve(
-    scores: HeadScores,
-    harmless: HeadScores | None = None,
-    *,
-    paired: bool | None = None,
-    sizes: Sequence[int] | None = None,
-    k: int = 10,
-    n_resamples: int = 200,
-    seed: int = 0,
-) -> "pandas.DataFrame":
-    """How the ranking settles with the number of prompts: a table with a row for each size and comparison.
-
-    Columns: ranking (`score` or `specificity`), prompts (a set's size), against (`other prompts`: two disjoint sets, or
-    `all prompts`: a set against all, which it is a part of), k, and the mean and the central 95 % over the draws of
-    spearman and of overlap (Jaccard of the top k). The arguments are those of `rank_stability`; `sizes` are by default
-    powers of two and the largest that fits.
-    """
-    import pandas
-
-    n = _n_prompts(scores, harmless)
-    if sizes is None:
-        least = 2 if scores.per_prompt is not None else _gram_metric(scores).rank + 1
-        sizes = sorted({*(2**p for p in range(12) if least <= 2**p <= n // 2), n // 2})
-    rows = []
-    for size in sizes:
-        halves = disjoint_halves(n, size, n_resamples, seed)
-        for against, pair in (
-            ("other prompts", halves),
-            ("all prompts", (halves[0], torch.arange(n)[None])),
-        ):
-            found = _agreement(scores, harmless, pair, paired, k)
-            numbers = [
-                number
-                for sample in found
-                for number in (
-                    sample.mean().item(),
-                    *sample.quantile(torch.tensor([0.025, 0.975]).to(sample)).tolist(),
-                )
-            ]
-            ranking = "score" if harmless is None else "specificity"
-            rows.append((ranking, size, against, k, *numbers))
-    return pandas.DataFrame(rows, columns=POWER_COLUMNS)
-
-
-# Scores of prompts and of prompt sets ---------------------------------------------------------------------------------
-
-
-def prompt_scores(scores: HeadScores) -> Float[Tensor, "layer head prompt"]:
-    """One number a prompt whose mean is the head's score.
-
-    For Gram readings it is the score plus the prompt's jackknife influence, (n - 1) (mean of the scores with one prompt
-    left out - the score without this prompt), which makes the bootstrap a linear one: n scores instead of thousands.
-    """
-    if scores.per_prompt is not None:
-        return scores.per_prompt.double()
-    n = _n_prompts(scores)
-    others = torch.tensor([[m for m in range(n) if m != left_out] for left_out in range(n)])
-    without = score_subsets(scores, others).T.reshape(*scores.values.shape, n)
-    influence = (n - 1) * (without.mean(-1, keepdim=True) - without)
-    return scores.values.double()[..., None] + influence
-
-
-def score_subsets(
-    scores: HeadScores, prompts: Int[Tensor, "resample size"]
-) -> Float[Tensor, "resample item"]:
-    """The scores of all heads (flattened) on subsets of the prompts, from the saved readings."""
-    if scores.per_prompt is not None:
-        flat = scores.per_prompt.double().flatten(0, 1)
-        weights = torch.zeros(len(prompts), flat.shape[1], dtype=torch.float64)
-        weights.scatter_add_(1, prompts, torch.full(prompts.shape, 1 / prompts.shape[1]).double())
-        return weights @ flat.T
-    metric = _gram_metric(scores)
-    counts = torch.nn.functional.one_hot(prompts, _n_prompts(scores)).sum(1).double()
-    parts = []
-    for grams in _present(scores.readings).flatten(0, 1).split(64):
-        found = _leading_angles(grams, counts.sqrt(), metric) if metric.rank == 1 else None
-        if found is None:
-            rows = [metric.score(grams[:, :, some][..., some])[0].double() for some in prompts]
-            found = torch.stack(rows)
-        parts.append(found)
-    return torch.cat(parts, 1)
-
-
-def _leading_angles(
-    grams: Float[Tensor, "item 3 prompt prompt"],
-    weights: Float[Tensor, "resample prompt"],
-    metric: GeneralizedShips,
-) -> Float[Tensor, "resample item"] | None:
-    """Rank-one angles of all resamples at once, by power iteration from the whole set's vector; None if it stalls.
-
-    Repeating a prompt c times leaves a matrix's singular values and right vectors as weighting its row by sqrt(c) does.
-    """
-    base, cross, ablated = grams.double().unbind(1)
-    w = weights.T
-    vectors = []
-    for gram in (base, ablated):
-        x = torch.linalg.eigh(gram)[1][..., -1:] * w
-        x = x / x.norm(dim=1, keepdim=True)
-        for _ in range(300):
-            before, x = x, w * (gram @ (w * x))
-            x = x / x.norm(dim=1, keepdim=True)
-            if (x - before).abs().max() < 1e-12:
-                break
-        else:
-            return None
-        vectors.append(x)
-    u, v = vectors
-    if metric.space == "right":
-        s, t = ((x * (w * (g @ (w * x)))).sum(1).sqrt() for x, g in ((u, base), (v, ablated)))
-        cosine = (u * (w * (cross @ (w * v)))).sum(1).abs() / (s * t)
-        chord = (2 - 2 * cosine.clamp(max=1.0)).sqrt()
-    else:
-        chord = (u - (u * v).sum(1, keepdim=True).sign() * v).norm(dim=1)
-    return torch.rad2deg(2 * torch.asin((chord / 2).clamp(max=1.0))).T
-
-
-def are_paired(harmful: HeadScores, harmless: HeadScores) -> bool:
-    """Whether prompt n of both sides belong together, by what their prompt set said."""
-    sets = [side.provenance.get("prompts", {}) for side in (harmful, harmless)]
-    return all(s.get("paired", False) for s in sets) and sets[0].get("name") == sets[1].get("name")
-
-
-def exact_heads(scores: HeadScores) -> Bool[Tensor, "layer head"]:
-    """Which scores were run exactly; all, unless the run was screened."""
-    exact: Tensor | None = getattr(scores, "exact", None)
-    return torch.ones(scores.values.shape, dtype=torch.bool) if exact is None else exact
-
-
-def _agreement(
-    scores: HeadScores,
-    harmless: HeadScores | None,
-    sets: tuple[Tensor, Tensor],
-    paired: bool | None,
-    k: int,
-) -> Agreement:
-    if harmless is not None:
-        paired = are_paired(scores, harmless) if paired is None else paired
-        _check_sides(scores, harmless, paired)
-    for side in (scores, harmless):
-        if side is not None and not exact_heads(side).all():
-            raise ValueError(
-                f"{int((~exact_heads(side)).sum())} of {side.values.numel()} scores are estimates, whose ranks "
-                "say nothing about prompts; score with method='exact'"
-            )
-    first, second = (score_subsets(scores, some) for some in sets)
-    if harmless is not None:
-        first, second = (
-            part - score_subsets(harmless, some)
-            for part, some in zip((first, second), sets, strict=True)
-        )
-    second = second.expand(first.shape)
-    return Agreement(
-        spearman(first, second), jaccard_at_k(first, second, k, largest=scores.largest_first)
-    )
-
-
-def _n_prompts(*sides: HeadScores | None) -> int:
-    """Prompts of the side that has fewest."""
-    counts = []
-    for scores in sides:
-        if scores is None:
-            continue
-        if scores.per_prompt is None and scores.readings is None:
-            raise ValueError(
-                f"these scores of {scores.metric} hold nothing a prompt, so nothing can be resampled; "
-                "use a metric whose per_prompt or readings are kept"
-            )
-        held = scores.per_prompt if scores.per_prompt is not None else scores.readings
-        counts.append(_present(held).shape[-1])
-    return min(counts)
-
-
-def _gram_metric(scores: HeadScores) -> GeneralizedShips:
-    made_by = scores.provenance.get("metric", {})
-    if "space" not in made_by or "rank" not in made_by:
-        raise ValueError(
-            f"the readings of {scores.metric} cannot be scored again: their provenance names no generalized Ships"
-        )
-    return GeneralizedShips(space=made_by["space"], rank=made_by["rank"])
-
-
-def _check_sides(harmful: HeadScores, harmless: HeadScores, paired: bool) -> None:
-    for name in ("ablation", "metric"):
-        one, other = getattr(harmful, name), getattr(harmless, name)
-        if one != other:
-            raise ValueError(f"the {name} is {one} on one side and {other} on the other; give one")
-    if harmful.values.shape != harmless.values.shape:
-        raise ValueError(
-            f"one side has {tuple(harmful.values.shape)} layers and heads, the other "
-            f"{tuple(harmless.values.shape)}; give scores of one model"
-        )
-    n, m = _n_prompts(harmful), _n_prompts(harmless)
-    if paired and n != m:
-        raise ValueError(
-            f"{n} harmful and {m} harmless prompts are no pairs; give as many of each, or paired=False"
-        )
 
 
 def _above_the_others(
@@ -451,9 +238,3 @@ def _on_grid(some: Float[Tensor, " tested"], tested: Tensor) -> Float[Tensor, "l
     full = torch.full(tested.shape, torch.nan, dtype=torch.float64)
     full[tested] = some.double()
     return full
-
-
-def _present(some: Tensor | None) -> Tensor:
-    if some is None:
-        raise ValueError("these scores hold nothing a prompt, so nothing can be resampled")
-    return some

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from safetyheads.models.editing import bypassing
 from safetyheads.models.hooked import HookedModel
 
 
@@ -42,5 +43,5 @@ class BypassLayers:
             raise ValueError(
                 f"layer {max(self.layers)} is not in {model.name}: it has layers 0-{model.n_layers - 1}"
             )
-        with model.bypassing(self.layers):
+        with bypassing(model, self.layers):
             yield

@@ -1,18 +1,18 @@
-"""How is one block of a model run alone?
+"""How is a block run again as the model ran it?
 
-What the model passes to its blocks is recorded once (`BlockCall`) and replayed with other rows: behind a prefix whose
-keys and values are shared (`SharedPrefix`), or with all prompts laid end to end (`Packing`), on the block itself or on
-a plain twin of it (`block_beneath`).
+What the model passes to its blocks is recorded once (`BlockCall`) and replayed with other rows, behind a prefix whose
+keys and values are shared (`SharedPrefix`).
 """
 
-import contextlib
-import copy
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from safetyheads.models.packing import Packing
 
 
 class BlockCall(NamedTuple):
@@ -43,119 +43,6 @@ class SharedPrefix:
         copies = len(keys) // len(self._stored[0])
         prefix_keys, prefix_values = (t.repeat_interleave(copies, dim=0) for t in self._stored)
         return torch.cat([prefix_keys, keys], dim=-2), torch.cat([prefix_values, values], dim=-2)
-
-
-class Packing:
-    """Several prompts laid end to end behind the prefix that they share, so that no pass is spent on padding.
-
-    Everything but attention looks at one position at a time and does not mind; attention unpacks the prompts into rows.
-    """
-
-    def __init__(
-        self, lengths: Int[Tensor, " prompt"], prefix: int, first: BlockCall | None, rest: BlockCall
-    ) -> None:
-        """`lengths` are the prompts' without the prefix; `first` and `rest` are recorded calls on prefix and rest."""
-        device, longest = lengths.device, int(lengths.max())
-        self.prompts, self.prefix, self.longest = len(lengths), prefix, longest
-        positions = torch.arange(longest, device=device)
-        self.kept = (positions < lengths[:, None]).flatten().nonzero()[:, 0]
-        """Where each packed token stands among the padded rows."""
-        ends = lengths.cumsum(0)
-        starts = (ends - lengths)[:, None]
-        self.unpacked = (starts + positions.minimum(lengths[:, None] - 1)).flatten()
-        """Which packed token stands in each place of the padded rows; padding repeats the last one."""
-        self.last = prefix + ends - 1
-        """Where each prompt's last token stands."""
-        self.masks = tuple(
-            None
-            if call is None
-            else visible_keys((*call.args, *call.kwargs.values()), queries, keys, device)[:, None]
-            for call, queries, keys in (
-                (first, prefix, prefix),
-                (rest, longest, prefix + longest),
-            )
-        )
-        self.attended = False
-
-    def pack(
-        self, rows: Float[Tensor, "variant prompt pos d"]
-    ) -> Float[Tensor, "variant packed d"]:
-        """The prefix once, then all prompts without it and without padding."""
-        rest = rows[:, :, self.prefix :].flatten(1, 2)[:, self.kept]
-        return torch.cat([rows[:, 0, : self.prefix], rest], 1) if self.prefix else rest
-
-    def call(self, first: BlockCall | None, rest: BlockCall) -> BlockCall:
-        """One call for all packed tokens, from those for the prefix and for the rest."""
-        firsts = (None,) * len(rest.args) if first is None else first.args
-        args = tuple(self._join(a, b) for a, b in zip(firsts, rest.args, strict=True))
-        named = {} if first is None else first.kwargs
-        kwargs = {name: self._join(named.get(name), b) for name, b in rest.kwargs.items()}
-        return BlockCall(args, {**kwargs, "use_cache": False}, self)
-
-    def _join(self, first: Any, rest: Any) -> Any:
-        from transformers import Cache
-
-        if isinstance(rest, tuple):
-            firsts = (None,) * len(rest) if first is None else first
-            return tuple(self._join(a, b) for a, b in zip(firsts, rest, strict=True))
-        if isinstance(rest, Cache):
-            return None
-        if not isinstance(rest, Tensor) or rest.ndim < 2:
-            return rest
-        if rest.ndim == 4:
-            return None  # the mask, which attention gets from here
-        packed = rest[:, self.kept % self.longest]
-        return packed if first is None else torch.cat([first, packed], 1)
-
-    def attend(
-        self,
-        query: Float[Tensor, "variant head packed d_head"],
-        key: Float[Tensor, "variant kv packed d_head"],
-        value: Float[Tensor, "variant kv packed d_head"],
-        scale: float | None,
-    ) -> Float[Tensor, "variant packed head d_head"]:
-        """Attention of the prefix to itself and of each prompt to the prefix and itself."""
-        self.attended = True
-        copies = query.shape[1] // key.shape[1]
-        key, value = (t.repeat_interleave(copies, 1) for t in (key, value))
-        cut = self.prefix
-
-        def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-            out = nn.functional.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, scale=scale
-            )
-            return out.transpose(1, 2)
-
-        keys, values = (
-            torch.cat([t[:, :, :cut].repeat_interleave(self.prompts, 0), self._rows(t)], 2)
-            for t in (key, value)
-        )
-        rows = attention(self._rows(query), keys, values, self.masks[1])
-        rest = rows.unflatten(0, (len(query), -1)).flatten(1, 2)[:, self.kept]
-        if not cut:
-            return rest
-        first = attention(query[:, :, :cut], key[:, :, :cut], value[:, :, :cut], self.masks[0])
-        return torch.cat([first, rest], 1)
-
-    def _rows(
-        self, packed: Float[Tensor, "variant head packed d_head"]
-    ) -> Float[Tensor, "row head pos d_head"]:
-        rows = packed[:, :, self.prefix :][:, :, self.unpacked]
-        return rows.unflatten(2, (self.prompts, -1)).transpose(1, 2).flatten(0, 1)
-
-
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None = None,
-    scaling: float | None = None,
-    **_options: Any,
-) -> tuple[Tensor, None]:
-    """What transformers calls in a block that is run with a `Packing`."""
-    packing: Any = module.packing
-    return packing.attend(query, key, value, scaling), None
 
 
 def mask_of(passed: Sequence[Any]) -> Tensor | None:
@@ -200,34 +87,6 @@ def watch_cache(value: Any, kept: dict[str, Any]) -> Any:
     )
 
 
-def block_beneath(block: Any, kernel: str) -> tuple[nn.Module, nn.Module]:
-    """The plain block that the bridge wraps, and the attention in it: a second tree of modules on the same weights."""
-    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
-    from transformers import AttentionInterface
-
-    if kernel == "packed":
-        kernel = "safetyheads_packed"
-        AttentionInterface.register(kernel, packed_attention)
-    attention: list[nn.Module] = []
-
-    def plain(module: nn.Module) -> nn.Module:
-        wrapped = module
-        while isinstance(wrapped, GeneralizedComponent):
-            wrapped = wrapped.original_component
-        twin = copy.copy(wrapped)
-        twin._modules = {name: m and plain(m) for name, m in wrapped._modules.items()}
-        twin._forward_hooks = type(wrapped._forward_hooks)()
-        if (config := getattr(twin, "config", None)) is not None:
-            own: Any = copy.copy(config)
-            own._attn_implementation = kernel
-            twin.config = own
-        if module is block.attn:
-            attention.append(twin)
-        return twin
-
-    return plain(block), attention[0]
-
-
 def replay(block: nn.Module, resid: Tensor, call: BlockCall, cache: SharedPrefix | None) -> Any:
     """Run a block as it was called before, on other rows and with another cache."""
     args = (_swap_cache(a, cache) for a in call.args)
@@ -243,13 +102,3 @@ def _swap_cache(value: Any, cache: SharedPrefix | None) -> Any:
     from transformers import Cache
 
     return cache if isinstance(value, Cache) else value
-
-
-@contextlib.contextmanager
-def attention_gives(attention: nn.Module, attn_out: Tensor) -> Iterator[None]:
-    """Within the context, the attention module returns `attn_out` and computes nothing."""
-    object.__setattr__(attention, "forward", lambda *_args, **_kwargs: (attn_out, None))
-    try:
-        yield
-    finally:
-        object.__delattr__(attention, "forward")

@@ -14,18 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetyheads.engine.execution import HERE, Execution
-from safetyheads.evidence import specificity as evidence
-from safetyheads.evidence.specificity import NullBand, Specificity, null_band
+from safetyheads.evidence.specificity import (
+    NullBand,
+    Specificity,
+    comparable,
+    null_band,
+    specificity,
+)
 from safetyheads.heads import Head, HeadScores
 from safetyheads.interventions.ablations import Ablation
 from safetyheads.metrics import Metric
-from safetyheads.models.hooked import random_copy
+from safetyheads.models.opening import random_copy
 from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
 from safetyheads.plots.writing import write_html
 from safetyheads.probes.single_heads import score_measurements
 from safetyheads.prompts import PromptSet
 from safetyheads.ranking.study import DEFAULT_ABLATIONS, DEFAULT_METRIC, Null, Study, require_top
-from safetyheads.screening.screened import Method, Screened, as_method
+from safetyheads.screening.audit import Method, Screened, as_method
 from safetyheads.storage.files import write_whole
 from safetyheads.storage.records import is_record
 from safetyheads.storage.results import load_result, save_result
@@ -58,8 +63,8 @@ class Ranking:
     def specificity(self) -> tuple[Specificity | None, ...]:
         """Each ablation's harmful - harmless comparison; None without harmless prompts, or with too few to compare."""
         return tuple(
-            evidence.specificity(harmful, harmless)
-            if harmless is not None and evidence.comparable(harmful, harmless)
+            specificity(harmful, harmless)
+            if harmless is not None and comparable(harmful, harmless)
             else None
             for harmful, harmless in zip(self.harmful, self.harmless, strict=True)
         )

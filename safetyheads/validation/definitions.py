@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from safetyheads.engine.execution import HERE, Execution
@@ -29,7 +29,8 @@ from safetyheads.heads import Head, HeadScores
 from safetyheads.inputs import Side, texts_of
 from safetyheads.interventions.ablations import Ablation, UndifferentiatedAttention
 from safetyheads.metrics import GeneralizedShips
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads_together
 from safetyheads.prompts import PromptSet, default_template, load_prompts
 from safetyheads.storage.results import load_result, save_result
@@ -255,31 +256,8 @@ def _score(definition: Definition, swept: HeadScores) -> HeadScores:
 # The states before the norm -------------------------------------------------------------------------------------------
 
 
-class _WithoutNorm(HookedModel):
-    """A model whose final states are the residual stream, and whose unembedding begins with the last norm."""
-
-    def final_norm(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-        return resid
-
-    def unembed(self, states: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-        return super().unembed(super().final_norm(states))
-
-    def states_and_logits(
-        self, ids: Int[Tensor, "row pos"]
-    ) -> tuple[Float[Tensor, "row pos d_model"], Float[Tensor, "row pos d_vocab"]]:
-        kept: list[Tensor] = []
-        handle = self.bridge.ln_final.register_forward_pre_hook(
-            lambda _module, inputs: kept.append(inputs[0])
-        )
-        try:
-            logits = self.logits(ids)
-        finally:
-            handle.remove()
-        return kept[-1], logits
-
-
-def _without_norm(model: HookedModel) -> _WithoutNorm:
-    known = {field.name: getattr(model, field.name) for field in fields(model)}
+def _without_norm(model: HookedModel) -> HookedModel:
+    """The model whose final states are the residual stream; its unembedding begins with the last norm."""
     # What is stored of the one must never pass for what is stored of the other.
-    known["provenance"] = {**model.provenance, "states": "before the final norm"}
-    return _WithoutNorm(**known)
+    provenance = {**model.provenance, "states": "before the final norm"}
+    return replace(model, norm_in_unembedding=True, provenance=provenance)

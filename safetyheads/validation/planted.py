@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from safetyheads.heads import Head
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.opening import load_model
 from safetyheads.prompts import PromptSet
 
 KINDS = {

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from safetyheads.models.cache_names import cache_argument, name_caches
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from tests.zoo import CONFIGS, random_model, tokenizer
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safetyheads.__main__ import main
+from safetyheads.cli.main import main
 from safetyheads.engine.execution import Execution
 from safetyheads.heads import Head, heads_like
 from safetyheads.interventions.ablations import (
@@ -16,7 +16,7 @@ from safetyheads.interventions.ablations import (
     ZeroAblation,
 )
 from safetyheads.metrics import GeneralizedShips, RefusalShift
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.plots.groups import plot_group_curve
 from safetyheads.probes.groups import GroupSearch, HeadGroup, score_groups, search_heads
 from tests.oracles import PlainModel, kl
@@ -223,7 +223,7 @@ def test_the_curve_draws_what_the_table_says(group):
 
 
 def test_the_command_line_writes_what_the_search_found(model, group, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("safetyheads.models.hooked.load_model", lambda *_, **__: model)
+    monkeypatch.setattr("safetyheads.models.opening.load_model", lambda *_, **__: model)
     questions = tmp_path / "questions.txt"
     questions.write_text("\n".join(RAGGED))
     arguments = ["search", "--prompts", str(questions), "--ablation", "zero", "--samples", "3"]

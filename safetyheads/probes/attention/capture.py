@@ -16,8 +16,8 @@ from torch import Tensor
 
 from safetyheads.activations.patterns import checked_heads, checked_layers, each_pattern
 from safetyheads.inputs import Inputs, Side, Source, describe_tokenizer, prepare
-from safetyheads.jailbreaks import Segment, find_segments, typical_segments
 from safetyheads.probes.attention.grid import PUBLISHED, Grid, as_grid
+from safetyheads.prompts import Segment, find_segments, typical_segments
 from safetyheads.storage.results import load_result, save_result
 
 UNBOUNDED = 2**31

@@ -19,10 +19,10 @@ from torch import Tensor
 from safetyheads.activations.patterns import checked_layers, each_pattern
 from safetyheads.heads import Head
 from safetyheads.inputs import Inputs, prepare, prepare_both
-from safetyheads.jailbreaks import lengthen
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.opening import load_model
 from safetyheads.progress import bar
-from safetyheads.prompts import PromptSet, TokenBatch
+from safetyheads.prompts import PromptSet, TokenBatch, lengthen
 from safetyheads.stats import benjamini_hochberg
 from safetyheads.storage.results import load_result, save_result
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from safetyheads.activations.patterns import passes
 from safetyheads.inputs import Inputs, Source, prepare_both
-from safetyheads.jailbreaks import Segment
+from safetyheads.models.blocks import Blocks
+from safetyheads.models.watching import watch_states
 from safetyheads.probes.attention.capture import segments_of
 from safetyheads.probes.attention.grid import PUBLISHED, Grid, as_grid
+from safetyheads.prompts import Segment
 from safetyheads.storage.results import load_result, save_result
 
 
@@ -97,7 +99,7 @@ def _magnitudes(inputs: Inputs, grid: Grid, progress: bool | None) -> Float[Tens
             if name == "resid_post":
                 add(layer + 1, states)
 
-        add(0, model.embed(rows))
-        model.visit_states(rows, range(model.n_layers), read)
+        add(0, Blocks(model).embed(rows))
+        watch_states(model, rows, range(model.n_layers), read)
         counts[: real.shape[1]] += real.sum(0)
     return (total / counts).masked_fill(counts < grid.min_prompts, torch.nan)

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from safetyheads.activations.patterns import checked_heads, checked_layers
 from safetyheads.inputs import Inputs, Source, prepare_both
-from safetyheads.jailbreaks import Segment
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.attention.capture import Asked, AttentionCapture, captured
 from safetyheads.probes.attention.grid import PUBLISHED, Grid, as_grid
+from safetyheads.prompts import Segment
 from safetyheads.storage.results import load_result, old_record, save_result
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from torch import Tensor
 from safetyheads.activations.patterns import each_pattern
 from safetyheads.heads import Head, parse_heads
 from safetyheads.inputs import Inputs, prepare_both
-from safetyheads.jailbreaks import Segment, find_segments
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.opening import load_model
 from safetyheads.probes.attention.divergence import lengthened
-from safetyheads.prompts import PromptSet, TokenBatch
+from safetyheads.prompts import PromptSet, Segment, TokenBatch, find_segments
 
 if TYPE_CHECKING:
     import pandas

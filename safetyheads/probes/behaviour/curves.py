@@ -24,7 +24,7 @@ from safetyheads.interventions.ablations import (
 )
 from safetyheads.interventions.named import BASELINE
 from safetyheads.judges.verdicts import VERDICTS
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.answers import Behaviour, measure_behaviour
 from safetyheads.prompts import PromptSet
 from safetyheads.stats import bootstrap_interval, permutation_p

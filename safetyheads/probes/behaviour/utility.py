@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from safetyheads.interventions.named import all_active, named_interventions
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.opening import load_model
 from safetyheads.progress import bar
 from safetyheads.prompts import tokenize
 from safetyheads.stats import bootstrap_interval, wilson_interval
@@ -212,6 +213,4 @@ def lm_eval_model(model: Any, intervention: Any = None, **options: Any) -> Any:
             with all_active(stack, opened):
                 return super()._model_generate(*args, **kwargs)
 
-    return IntervenedLM(
-        pretrained=opened.bridge.original_model, tokenizer=opened.tokenizer, **options
-    )
+    return IntervenedLM(pretrained=opened.hf, tokenizer=opened.tokenizer, **options)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from safetyheads.activations.states import REPRESENTATIONS, Kept, capture_states
 from safetyheads.inputs import Inputs, prepare
-from safetyheads.models.hooked import HookedModel, load_model
+from safetyheads.models.hooked import HookedModel
+from safetyheads.models.opening import load_model
 from safetyheads.storage.results import load_result, save_result
 
 MOST_POSITIONS = 32

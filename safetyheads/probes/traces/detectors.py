@@ -20,7 +20,7 @@ from safetyheads.activations.patterns import checked_layers
 from safetyheads.activations.states import Kept, capture_states
 from safetyheads.inputs import prepare
 from safetyheads.interventions.layers import BypassLayers
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.traces.capture import Traces
 from safetyheads.probes.traces.factors import Factors, fit_factors, project, require_extra
 from safetyheads.progress import bar

@@ -2,13 +2,15 @@
 
 import copy
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from safetyheads.activations import patterns
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
+from safetyheads.models.watching import watch_patterns
 from safetyheads.probes.attention import capture as module
 from safetyheads.probes.attention.capture import capture_attention
 from safetyheads.probes.attention.grid import Grid
@@ -139,7 +141,7 @@ def test_memory_does_not_grow_with_the_prompts(llama):
 
 def test_a_layer_without_attention_is_refused(llama, monkeypatch):
     hooks = {k: v for k, v in llama.bridge.hook_dict.items() if "blocks.2.attn" not in k}
-    stand_in = SimpleNamespace(**vars(llama), n_layers=4, n_heads=6, context=64)
-    stand_in.bridge = SimpleNamespace(hook_dict=hooks, blocks=llama.bridge.blocks)
+    known = {name: getattr(llama.bridge, name) for name in ("blocks", "cfg", "original_model")}
+    stand_in = replace(llama, bridge=SimpleNamespace(hook_dict=hooks, **known))
     with pytest.raises(ValueError, match=r"layer 2 of .* computes no attention pattern"):
-        type(llama).visit_patterns(stand_in, torch.ones(1, 3, dtype=torch.int64), [2], print)
+        watch_patterns(stand_in, torch.ones(1, 3, dtype=torch.int64), [2], print)

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.attention import divergence
 from safetyheads.probes.attention.divergence import attention_divergence
 from tests.probes.attention.plain import random_texts, stacked

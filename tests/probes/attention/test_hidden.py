@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.attention.grid import Grid
 from safetyheads.probes.attention.hidden import hidden_magnitudes
 from tests.probes.attention.plain import long_sets

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.attention.capture import capture_attention
 from safetyheads.probes.attention.grid import Grid
 from safetyheads.probes.attention.maps import AttentionMaps, attention_maps, compare_captures

@@ -2,9 +2,9 @@
 
 import pytest
 
-from safetyheads.jailbreaks import wrap
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.attention.shares import attention_by_segment
+from safetyheads.prompts import wrap
 from tests.probes.attention.plain import random_texts, stacked
 from tests.zoo import CONFIGS, random_model, tokenizer
 

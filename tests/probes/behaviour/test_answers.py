@@ -6,7 +6,7 @@ from safetyheads.heads import Head
 from safetyheads.interventions.ablating import AblateHead, AblateHeads
 from safetyheads.interventions.ablations import ScalingContribution
 from safetyheads.judges import VERDICTS
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.answers import Answer, Behaviour, measure_behaviour
 from safetyheads.probes.behaviour.generation import Decoding
 from safetyheads.prompts import PromptSet

@@ -6,7 +6,7 @@ import torch
 from safetyheads.heads import Head, HeadScores
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.ablations import ScalingContribution
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.answers import measure_behaviour
 from safetyheads.probes.behaviour.curves import random_heads, refusal_under_ablation
 from safetyheads.probes.behaviour.generation import Decoding

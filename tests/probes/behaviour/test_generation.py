@@ -10,7 +10,7 @@ import torch
 from safetyheads.heads import Head
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.ablations import ScalingContribution, UndifferentiatedAttention
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.generation import Decoding, after_prefix, generate
 from safetyheads.prompts import tokenize
 from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
@@ -98,12 +98,12 @@ def test_rows_that_have_ended_leave_and_the_others_go_on(llama):
     batch = tokenize(RAGGED_MORE, llama.tokenizer)
     free = generate(llama, batch, Decoding(9))
     ends = free.tokens[0][3]
-    llama.bridge.original_model.generation_config.eos_token_id = [2, ends]
+    llama.hf.generation_config.eos_token_id = [2, ends]
     try:
         made = generate(llama, batch, Decoding(9))
         slow = [answer_slowly(llama, row, 9) for row in rows_of(batch)]
     finally:
-        llama.bridge.original_model.generation_config.eos_token_id = 2
+        llama.hf.generation_config.eos_token_id = 2
     assert list(zip(made.tokens, made.ended, strict=True)) == slow
     assert made.ended[0]
     assert made.tokens[0] == free.tokens[0][: free.tokens[0].index(ends)]
@@ -159,6 +159,6 @@ def test_no_rows_are_refused(llama):
 
 def test_logits_that_are_not_finite_are_refused():
     broken = load_model(random_model(CONFIGS["llama"]()), tokenizer())
-    broken.bridge.original_model.get_output_embeddings().weight.data[:] = torch.nan
+    broken.hf.get_output_embeddings().weight.data[:] = torch.nan
     with pytest.raises(ValueError, match="not finite; load the model in float32"):
         generate(broken, tokenize(RAGGED, broken.tokenizer))

@@ -8,7 +8,7 @@ import torch
 from safetyheads.heads import Head
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.ablations import UndifferentiatedAttention
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.utility import (
     Question,
     choice_log_probs,

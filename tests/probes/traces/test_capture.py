@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.traces.capture import capture_traces
 from tests.oracles import PlainModel
 from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from safetyheads.interventions.layers import BypassLayers
-from safetyheads.models.hooked import load_model
+from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.answers import measure_behaviour
 from safetyheads.probes.behaviour.generation import Decoding
 from safetyheads.probes.traces import detectors as module

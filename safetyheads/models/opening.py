@@ -1,0 +1,189 @@
+"""Which model is asked, and can it be asked?
+
+`load_model` opens a model by name, path or value, wraps it, and turns away what these probes are not defined for.
+"""
+
+import copy
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safetyheads.models.cache_names import name_caches
+from safetyheads.models.checkpoints import KNOWN_MODELS, load_checkpoint
+from safetyheads.models.fingerprint import fingerprint
+from safetyheads.models.gate import Checked, check, reference
+from safetyheads.models.hooked import HookedModel, ModelSource
+from safetyheads.models.unwrapping import unwrapped
+from safetyheads.versions import warn_of_untried
+
+FOREIGN = (RuntimeError, AttributeError, KeyError, IndexError, TypeError, ZeroDivisionError)
+"""What an architecture that is built otherwise raises from within."""
+
+
+def load_model(
+    x: Any,
+    tokenizer: Any = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> HookedModel:
+    """Open a model for probing.
+
+    `x` is one of: a known name (`"smollm2-135m-instruct"`, `"qwen2.5-coder-0.5b-instruct"`), a Hugging Face Hub id, a
+    local folder, a `.gguf` file, a loaded Hugging Face causal LM (give its `tokenizer`, or a pair of both), or a
+    TransformerBridge. A loaded Hugging Face model is wrapped in place: it keeps its outputs, computes
+    attention eagerly from then on, and cannot be saved through its own `save_pretrained` any more; wrapping
+    it again gives the same wrapper. A model in training mode is put into evaluation mode, and stays there. What the
+    wrapper computes is compared with the model as it came; see `models/gate.py`.
+
+    Raises ValueError (an unknown name, with near matches; not a decoder; no tokenizer), FileNotFoundError (no such
+    file), ConnectionError (the Hub is needed and out of reach).
+    """
+    if isinstance(x, HookedModel):
+        x.rest()
+        return x
+    if isinstance(x, tuple) and len(x) == 2:
+        x, tokenizer = x
+    if not hasattr(x, "forward"):
+        checkpoint = load_checkpoint(x, tokenizer=tokenizer, device=str(device), dtype=dtype)
+        bridge = _boot(checkpoint.model, checkpoint.name)
+        provenance = {**checkpoint.provenance, "attention": "eager"}
+        # Another process may stand in another folder.
+        path = Path(x).expanduser()
+        place = str(path.absolute()) if path.exists() and str(x) not in KNOWN_MODELS else str(x)
+        opened_from = ModelSource(place, str(device), dtype, tokenizer)
+        return _opened(bridge, checkpoint.tokenizer, checkpoint.name, provenance, opened_from)
+    is_bridge = type(x).__name__ == "TransformerBridge"
+    if dtype is not None or str(device) != "cpu":
+        raise ValueError(
+            "device and dtype are for models that load_model opens; move the loaded model before passing it"
+        )
+    tokenizer = tokenizer or (x.tokenizer if is_bridge else None)
+    if tokenizer is None:
+        raise ValueError(
+            f"{type(x).__name__} came without a tokenizer; pass load_model(model, tokenizer=...)"
+        )
+    hf = x.original_model if is_bridge else unwrapped(x)
+    if not is_bridge:
+        _require_decoder(hf)
+    bridge = (
+        x if is_bridge else _boot(hf, getattr(hf.config, "_name_or_path", "") or type(hf).__name__)
+    )
+    name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
+    return _opened(bridge, tokenizer, name, {"source": "memory", "weights": fingerprint(hf)})
+
+
+def random_copy(model: HookedModel, seed: int = 0) -> HookedModel:
+    """A model of the same configuration, tokenizer and dtype with random weights: what it scores is not from training.
+
+    The weights are drawn as the architecture's own initialisation draws them; the caller's random state stays as it is.
+    """
+
+    source = model.hf
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf = type(source)(copy.deepcopy(source.config)).to(model.device, model.dtype).eval()
+    name = f"{model.name} (random weights, seed {seed})"
+    provenance = {"source": "random", "seed": seed, "weights": fingerprint(hf)}
+    return _opened(_boot(hf, name), model.tokenizer, name, provenance)
+
+
+def _opened(
+    bridge: Any,
+    tokenizer: Any,
+    name: str,
+    provenance: dict[str, Any],
+    opened_from: ModelSource | None = None,
+) -> HookedModel:
+    import transformers
+
+    if getattr(bridge, "compatibility_mode", False):
+        raise ValueError(
+            "this TransformerBridge is in compatibility mode, which folds and centres weights; "
+            "pass one on which enable_compatibility_mode() was not called"
+        )
+    config = bridge.original_model.config
+    if getattr(config, "alibi", False) or getattr(config, "model_type", "") in ("bloom", "mpt"):
+        raise ValueError(
+            f"{name} uses ALiBi, which adds a distance to every attention score: attention without a query is then "
+            "not uniform, and these ablations are not defined for it; use a model with rotary or learned positions"
+        )
+    bridge.eval()
+    name_caches(bridge)
+    warn_of_untried()
+    if "blocks.0.attn.hook_z" not in bridge.hook_dict:
+        raise ValueError(f"{name} has no attention heads to ablate: its first block has no hook_z")
+    dtype = next(bridge.original_model.parameters()).dtype
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "transformer_lens": version("transformer-lens"),
+    }
+    provenance = {**provenance, "dtype": str(dtype).removeprefix("torch."), "versions": versions}
+    model = HookedModel(bridge, tokenizer, name, provenance, opened_from)
+    checked = _checked(model)
+    provenance["gate"] = checked.report
+    return replace(model, unreadable=checked.unreadable)
+
+
+def _checked(model: HookedModel) -> Checked:
+    """What the gate finds of a model, once; an error from within it says that the model cannot be run in parts."""
+    about = vars(model.hf)
+    if "_safetyheads_checked" not in about:
+        try:
+            about["_safetyheads_checked"] = check(model, about.pop("_safetyheads_reference", None))
+        except FOREIGN as error:
+            raise ValueError(
+                f"{model.name} ({type(model.hf).__name__}) cannot be run block by block as these probes do "
+                f"({type(error).__name__}: {str(error)[:200]}); use a decoder such as Llama, Mistral, Qwen, Gemma, "
+                "Phi, GPT-2 or NeoX"
+            ) from error
+    found: Checked = about["_safetyheads_checked"]
+    return found
+
+
+def _boot(hf: Any, name: str) -> Any:
+    """The bridge of a Hugging Face model; booting one twice would nest the hooks, so each is booted once."""
+    if "_safetyheads_bridge" in vars(hf):
+        return vars(hf)["_safetyheads_bridge"]
+    before = reference(hf.eval())
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    architecture = type(hf).__name__
+    try:
+        bridge = build_bridge_from_module(hf, architecture, hf_config=hf.config, tokenizer=None)
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{name}: TransformerLens cannot wrap the architecture {architecture} ({error}); "
+            "use a decoder that it supports, such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2 or NeoX"
+        ) from error
+    # Past nn.Module.__setattr__, which would make the bridge a submodule of the model that it wraps.
+    object.__setattr__(hf, "_safetyheads_bridge", bridge)
+    object.__setattr__(hf, "_safetyheads_reference", before)
+    return bridge
+
+
+def _require_decoder(model: Any) -> None:
+    config = getattr(model, "config", None)
+    # BERT and its kin have a causal class that looks both ways unless `is_decoder` is set. Decoders lack the field,
+    # except NeoX, where it is False and means nothing.
+    neox = str(getattr(config, "model_type", "")).startswith("gpt_neox")
+    encoder = getattr(config, "is_encoder_decoder", False) or not (
+        neox or getattr(config, "is_decoder", True)
+    )
+    if (
+        config is None
+        or encoder
+        or not type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    ):
+        raise ValueError(
+            f"expected a decoder-only causal language model, and a {type(model).__name__} came; "
+            "load it with transformers.AutoModelForCausalLM"
+        )
+
+
+def reopen(source: ModelSource) -> HookedModel:
+    """Open once more, perhaps in another process, what `load_model` opened."""
+    return load_model(source.name_or_path, source.tokenizer, source.device, source.dtype)
