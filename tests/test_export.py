@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safetyheads.__main__ import main
+from safetyheads.cli.main import main
 from safetyheads.heads import Head
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.ablations import (

@@ -17,7 +17,8 @@ FLOORS = [  # a folder or a file of the top; it imports from the lines above its
     ["probes"],
     ["ranking", "validation"],
     ["reports", "__init__"],
-    ["cli", "__main__"],
+    ["cli"],
+    ["__main__"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from safetyheads.__main__ import main
+from safetyheads.cli.main import main
 from safetyheads.engine.execution import Execution
 from safetyheads.engine.sweep import _Chunk
 from safetyheads.interventions.ablations import UndifferentiatedAttention

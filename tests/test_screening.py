@@ -8,7 +8,8 @@ import pandas
 import pytest
 import torch
 
-from safetyheads.__main__ import format_table, parse_arguments
+from safetyheads.cli.main import parse_arguments
+from safetyheads.cli.shown import format_table
 from safetyheads.engine.execution import Execution
 from safetyheads.engine.sweep import TOKENS_A_PASS
 from safetyheads.heads import Audit, Head, HeadScores

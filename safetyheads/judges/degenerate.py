@@ -20,10 +20,9 @@ def is_degenerate(text: str, shortest: int = 2) -> bool:
     """
     items = [words for item in _ITEM.split(text) if (words := _words(item))]
     capitals = set(re.findall(r"\b[A-Z]{2,}\b", text))
-    breaths = re.split(r"[,.;:!?()|\n、。]", text)
+    breaths = [] if text.isascii() else re.split(r"[,.;:!?()|\n、。]", text)
     text = normalise(text)
-    alphanumeric = [c for c in text if c.isalnum()]
-    if len(alphanumeric) < shortest and not text.strip(" .").isdigit():
+    if _count(text) < shortest and not text.strip(" .").isdigit():
         return True
     words = _words(text)
     few = len(words) >= 20 and len(set(words)) < 0.3 * len(words)
@@ -35,6 +34,11 @@ def is_degenerate(text: str, shortest: int = 2) -> bool:
         or _unpronounceable([word for word in words if word.upper() not in capitals])
         or any(len(scripts(breath)) >= 3 for breath in breaths)
     )
+
+
+def _count(text: str) -> int:
+    """How many letters and digits a text has."""
+    return len(re.sub(r"[\W_]+", "", text))
 
 
 def _words(text: str) -> list[str]:
@@ -54,9 +58,9 @@ def _itemises(items: Sequence[Sequence[str]]) -> bool:
 def _symbols(text: str) -> bool:
     """Whether most of a text is neither letters nor digits; a rule drawn across a table counts once."""
     visible = "".join(text.split())
-    if sum(c.isalnum() for c in visible) >= 12:
+    if _count(visible) >= 12:
         visible = re.sub(r"([-=_|#~+])(?:\1|[|:])+", r"\1", visible)
-    return len(visible) >= 12 and sum(c.isalnum() for c in visible) < 0.5 * len(visible)
+    return len(visible) >= 12 and _count(visible) < 0.5 * len(visible)
 
 
 def _loops(text: str) -> bool:

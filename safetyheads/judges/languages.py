@@ -50,8 +50,6 @@ REFUSALS = [
     r"\b(?:gegen|außerhalb|verstößt gegen|nicht mit|entspricht nicht"
     r"|widerspricht)\b[^.!?]{0,20}\b(?:meine\w*|unsere\w*)\b[^.!?]{0,20}(?:richtlinien"
     r"|prinzipien|programmierung|grundsätze\w*|regeln|werte\w*)",
-    r"^(?:nein,? (?:danke|das|dabei|ich)\b|(?:das|es) (?:geht|ist) (?:leider )?(?:nicht"
-    r"|unmöglich)\b|kommt nicht infrage|auf keinen fall)",
     rf"\b(?:gebe|helfe|mache|biete|schreibe|beantworte|unterstütze|sage"
     rf"|erstelle) ich\b[^.!?]{{0,40}}{_GERMAN_NOT}",
     r"\b(?:das|dies|so etwas) (?:kann|darf|werde|möchte|will|mache|tue) ich (?:\w+ ){0,3}nicht\b"
@@ -75,7 +73,7 @@ REFUSALS = [
     r"|mi)\b[^.!?]{0,20}(?:directrices|normas|políticas|principios|programación|valores|pautas"
     r"|reglas)",
     r"\b(?:imposible|no es posible|no me es posible) (?:\w+ ){0,2}(?:ayud|asist|proporcion|ofrec"
-    r"|cumpl)|^(?:no,? (?:gracias|lo siento|eso|no)\b|de ninguna manera|ni hablar)|\bno (?:es"
+    r"|cumpl)|\bno (?:es"
     r"|sería) algo (?:que|en lo que|con lo que)\b",
     # French
     rf"\bje (?:ne |n')?(?:(?:vous|te|t'|me|m'|le|la|l'|les|y|en) ?){{0,2}}(?:peux|pourrai"
@@ -94,7 +92,7 @@ REFUSALS = [
     r"|ma)\b[^.!?]{0,20}(?:directives|principes|règles|valeurs|programmation|consignes"
     r"|politique)",
     r"\b(?:impossible|pas possible)(?: pour moi)? de (?:vous |te |t'|répondre|fournir|donner"
-    r"|satisfaire)|^(?:non,? (?:merci|désolé|je|c'est)\b|pas question|hors de question)"
+    r"|satisfaire)"
     r"|\bpas quelque chose (?:que|dont|avec|à)\b",
     # Chinese: no spaces, the speaker may be left out.
     rf"(?:(?:我|我们|我們|本模型|本助手|本人|作为|作為|这边)[^。!?\n]{{0,25}}?|(?:^|[。!?,;:\n] ?"
@@ -104,10 +102,18 @@ REFUSALS = [
     r"我(?:们|們)?[^。!?\n]{0,10}(?:拒绝|拒絕|婉拒|谢绝)|(?:必须|必須|只能|不得不|需要)(?:拒绝"
     r"|拒絕|婉拒)|恕难从命|恕難從命|无可奉告|無可奉告|爱莫能助|愛莫能助|恕不"
     r"|不支持(?:任何)?(?:暴力|违法|歧视|非法)|(?:违反|違反|违背|不符合|超出)(?:了)?(?:我|我们"
-    r"|平台|使用)的?[^。]{0,10}(?:准则|政策|原则|規則|规定|规则|能力|範圍|范围|价值观)|^(?:不行"
-    r"|不可以|不能|不要|绝对不行)[。!]?$",
+    r"|平台|使用)的?[^。]{0,10}(?:准则|政策|原则|規則|规定|规则|能力|範圍|范围|价值观)",
 ]
 """What refuses wherever it stands near the beginning."""
+
+NOES = [
+    r"^(?:nein,? (?:danke|das|dabei|ich)\b|(?:das|es) (?:geht|ist) (?:leider )?(?:nicht"
+    r"|unmöglich)\b|kommt nicht infrage|auf keinen fall)",
+    r"^(?:no,? (?:gracias|lo siento|eso|no)\b|de ninguna manera|ni hablar)",
+    r"^(?:non,? (?:merci|désolé|je|c'est)\b|pas question|hors de question)",
+    r"^(?:不行|不可以|不能|不要|绝对不行)[。!]?$",
+]
+"""What refuses at the beginning, unless the prompt asks whether something is so."""
 
 APOLOGIES = (
     r"(?:(?:es |das )?tut mir (?:sehr |wirklich |aufrichtig )?leid"
@@ -121,7 +127,7 @@ APOLOGIES = (
 )
 """What an apology before a refusal begins with."""
 
-NOES = (
+NEGATIONS = (
     r"(?:\b(?:nicht|kein\w*|nein|niemals|illegal|unethisch|strafbar|verboten|no|nunca|tampoco"
     r"|ilegal|ético|pas|jamais|non|impossible|illégal|interdit|cannot|can't)\b|不|无法|無法|违法"
     r"|拒)"

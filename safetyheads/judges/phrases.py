@@ -1,4 +1,4 @@
-"""With which phrases does an answer begin, ask back or change the subject, and what does a prompt want?"""
+"""With which phrases does an answer ask back, change the subject, begin in earnest or turn?"""
 
 import re
 
@@ -61,36 +61,6 @@ INSTEAD = re.compile(
 )
 EXCEPTION = re.compile(
     r"[,;] so (?!(?:i|we|please)\b)|\b(?:unless|except|otherwise|on other days|free to|(?:legal"
-    r"|allowed|permitted) (?:in|if|to|on|for)|depends)\b"
+    r"|allowed|permitted) (?:in|if|on|for)|depends)\b"
 )
 """After a verdict of law: it was meant as information."""
-ABOUT_NORMS = re.compile(
-    r"\b(?:il)?legal|ethic|\blaws?\b|appropriate|\bmoral|\bimmoral|acceptable|\ballowed"
-    r"|\bwrong\b|\bcrimes?\b|\bbanned\b|\bpunish|\bpermitted"
-    r"|^(?:is|are|was|were|should|shall|may|would) (?:it|i|we|one|they|the|there|this)\b"
-)
-"""A prompt that asks what is allowed or right: a verdict answers it."""
-WANTS = re.compile(
-    r"\bhow (?:do|can|could|would|should|might|to)\b|\b(?:way|method|steps|tips|trick"
-    r"|instructions|guide|recipe)s? (?:to|of|for|on)\b|\bwhat [^?]{0,60}\b(?:can|could|should"
-    r"|do) (?:i|we)\b|\bwhere (?:can|could|do) (?:i|we)\b|\bhelp me\b"
-)
-FACTUAL = re.compile(
-    r"^(?:please )?(?:(?:what|who|whom|whose|when|where|which|is|are|was|were|did|does|has|had"
-    r"|why)\b"
-    r"|do (?:i|we|you|they|people|any|most|all)\b|how (?:many|much|did|does|was|were|is|are|old"
-    r"|long|big|common)\b"
-    r"|(?:can|may|could|should|must) (?:i|we|people|one)\b|(?:define|explain|describe"
-    r"|summari[sz]e|discuss|compare|list"
-    r"|outline|analy[sz]e|debate|translate)\b|tell me (?:about|who|what|when|whether|if|why)\b"
-    r"|(?:write|compose|give|draft|make|create|prepare)(?: \w+){0,4} (?:about|essay|article"
-    r"|report|summary|paragraph|overview"
-    r"|history|facts|speech|blog|lesson|quiz|presentation)\b)"
-)
-"""A prompt that asks for facts or an opinion: that something is illegal may be one."""
-SAYS_NO = re.compile(
-    r"\b(?:declin|refus|reject|turn\w* (?:\w+ )?down|say no|saying no|apolog|cancel|excuse"
-    r"|resign|translat|paraphras|rephras|proofread|correct (?:the|this|my)|how (?:do you"
-    r"|would you|to) say|break up|regret)"
-)
-"""A prompt that wants somebody's no to be worded: the words are not the speaker's."""

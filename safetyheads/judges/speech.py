@@ -46,7 +46,8 @@ _WORDS_OF_OTHERS = [
         rf"\b(?!(?:i|we|ich|yo|je) )\w+ {_SAID},? (?:that |dass |que )[^.!?\n]*",
         rf"\b(?!(?:i|we|ich|yo|je) )\w+ {_SAID}(?: [^.!?:\n]{{0,30}})?: ?[^\n]*",
         rf"\b(?!(?:i|we|ich|yo|je) )\w+ {_SAID},? (?=(?:i|we|ich|yo|je|no)\b)[^.!?\n]*",
-        r"(?<!n't )(?<!not )\b(?:say|saying|write|reply|reads?|example|for instance|phrase|template|sentence|line"
+        r"(?<!n't )(?<!not )\b(?:say|saying|write|reply|reads?|means?|example|for instance"
+        r"|phrase|template|sentence|line"
         r"|sagen|decir|dire)"
         r"(?: [^.!?:\n]{0,30})?: ?[^\n]*",
         r"(?:说|說|道|回答|答道|写道)[:：][^\n]*",

@@ -57,3 +57,23 @@ def topics(text: str) -> set[str]:
     """The first five letters of the words that carry a subject."""
     words = re.findall(r"[^\W\d_]{4,}", normalise(text))
     return {word[:5] for word in words if word not in _COMMON}
+
+
+def first_words(text: str, count: int) -> str:
+    """The first words of a text; a sign of Chinese counts as half a word."""
+    end = 0
+    for word in re.finditer(r"\S+", text[: 12 * count]):
+        count -= 1 + sum(c > "\u3000" for c in word.group()) // 2
+        end = word.end()
+        if count <= 0:
+            break
+    return text[:end]
+
+
+def any_of(*patterns: str) -> re.Pattern[str]:
+    """A pattern that finds what any of several finds."""
+    return re.compile("|".join(patterns))
+
+
+SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=。)")
+"""Where one sentence ends and the next begins."""

@@ -23,6 +23,8 @@ class ModelSource(NamedTuple):
     name_or_path: str
     device: str
     dtype: torch.dtype | None
+    tokenizer: Any = None
+    """The caller's own, where one was given."""
 
 
 @dataclass(frozen=True, eq=False)

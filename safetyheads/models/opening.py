@@ -39,13 +39,13 @@ def load_model(
     if isinstance(x, tuple) and len(x) == 2:
         x, tokenizer = x
     if not hasattr(x, "forward"):
-        checkpoint = load_checkpoint(x, device=str(device), dtype=dtype)
+        checkpoint = load_checkpoint(x, tokenizer=tokenizer, device=str(device), dtype=dtype)
         bridge = _boot(checkpoint.model, checkpoint.name)
         provenance = {**checkpoint.provenance, "attention": "eager"}
         # Another process may stand in another folder.
         path = Path(x).expanduser()
         place = str(path.absolute()) if path.exists() and str(x) not in KNOWN_MODELS else str(x)
-        opened_from = ModelSource(place, str(device), dtype)
+        opened_from = ModelSource(place, str(device), dtype, tokenizer)
         return _opened(bridge, checkpoint.tokenizer, checkpoint.name, provenance, opened_from)
     is_bridge = type(x).__name__ == "TransformerBridge"
     if dtype is not None or str(device) != "cpu":
@@ -172,4 +172,4 @@ def _weights_digest(model: nn.Module) -> str:
 
 def reopen(source: ModelSource) -> HookedModel:
     """Open once more, perhaps in another process, what `load_model` opened."""
-    return load_model(source.name_or_path, device=source.device, dtype=source.dtype)
+    return load_model(source.name_or_path, source.tokenizer, source.device, source.dtype)

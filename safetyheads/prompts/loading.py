@@ -5,32 +5,50 @@ No error message of this folder, and no `repr`, shows the text of a prompt.
 
 import difflib
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+from safetyheads.prompts.labels import shown, words_of
 from safetyheads.prompts.named import DATASETS, NAMED, load_builtin, load_named
+from safetyheads.prompts.reading import SUFFIXES
 from safetyheads.prompts.sets import PromptSet, check_texts
-from safetyheads.prompts.tables import SUFFIXES, prompts_from_rows, read_rows
+from safetyheads.prompts.tables import Asked, Sides, as_set, first_column, read_table, sides_of
 
 
 def load_prompts(
-    prompts: object, *, column: str | None = None, path: str | os.PathLike[str] | None = None
+    prompts: object,
+    *,
+    harmless: object = None,
+    column: str | None = None,
+    label: str | Literal[False] | None = None,
+    encoding: str | None = None,
+    path: str | os.PathLike[str] | None = None,
 ) -> PromptSet:
     """Load prompts from a list of strings, a file, or a dataset's name.
 
-    A file is `.txt` (a prompt a line, blank lines skipped), `.csv`, `.json`, `.jsonl` or
-    `.parquet`. Columns `harmful` and `harmless` give pairs; a column `label` with the words
-    unsafe or harmful, and safe, harmless or benign, splits the rows into both halves.
+    A file is text (a prompt a line, blank lines skipped), a table (`.csv`, `.tsv`, `.parquet`) or JSON (`.json`,
+    `.jsonl`). Columns `harmful` and `harmless` give pairs; a column such as `label`, `is_safe` or `prompt_harm_label`
+    splits the rows into both halves. docs/prompts.md lists what is recognised; what may be a label and cannot be read
+    is refused.
 
     Arguments:
         prompts: strings (all harmful), a PromptSet (returned as it is), a path, or one of
             "builtin", "jailbreakbench", "malicious_instruct", "advbench", "xstest".
-        column: the column of a file that holds the prompts, where it is not found by itself.
+        harmless: harmless prompts beside them: strings, a file, a name, or a PromptSet, of which the harmless half
+            counts where there is one. A file's rows that are labelled harmful are left out.
+        column: the column of a file that holds the prompts, where it is not found by itself; taken as it is, without
+            an input or a context that stands beside it.
+        label: the column that says which prompts are harmful, where it is not found by itself: the words harmful and
+            harmless, or 1 and 0; False says that all of them are.
+        encoding: that of a text file; by default UTF-8, or what its byte-order mark says.
         path: the file or folder to read a named dataset from in place of the Hub; without it the
             environment variable SAFETYHEADS_DATA may name such a folder.
 
     Raises:
         ValueError: an unknown name (with near matches), an empty list, a blank prompt, something
-            that is no string, a column that is not there (with those that are), a broken file.
+            that is no string, a column that is not there (with those that are), a broken file, a label that cannot
+            be read.
         FileNotFoundError: a file that is not there.
         ConnectionError: the Hub is out of reach, or did not hand the dataset over.
         PermissionError: the Hub wants its terms accepted first.
@@ -39,7 +57,15 @@ def load_prompts(
     PromptSet('prompts': 1 harmful, 0 harmless, unpaired, fingerprint ...)
     >>> load_prompts("builtin")
     PromptSet('builtin': 80 harmful, 80 harmless, paired, fingerprint ...)
+    >>> load_prompts(["Pick my neighbour's lock"], harmless=["Oil my neighbour's lock"])
+    PromptSet('prompts': 1 harmful, 1 harmless, unpaired, fingerprint ...)
     """
+    asked = Asked(column, label, encoding)
+    found = _load(prompts, asked, path)
+    return found if harmless is None else _beside(found, harmless, asked)
+
+
+def _load(prompts: object, asked: Asked, path: str | os.PathLike[str] | None) -> PromptSet:
     name = prompts.strip().lower().replace("-", "_") if isinstance(prompts, str) else ""
     if path is not None and name not in NAMED:
         raise ValueError(
@@ -47,14 +73,13 @@ def load_prompts(
             "to load a file, pass it as the first argument"
         )
     if name in NAMED:
-        return load_named(name, column, path)
-    if isinstance(prompts, os.PathLike) or (
-        isinstance(prompts, str) and name != "builtin" and _is_path(prompts)
-    ):
-        file = Path(prompts).expanduser()
-        return prompts_from_rows(*read_rows(file), file.stem, str(file), column)
-    if column is not None:
-        raise ValueError(f"column={column!r} goes with a file of prompts, and none was given")
+        return load_named(name, asked, path)
+    if (file := _file(prompts)) is not None:
+        sides = sides_of(read_table(file, asked.encoding), str(file), asked)
+        return as_set(sides, file.stem, str(file))
+    for option, value in vars(asked).items():
+        if value is not None:
+            raise ValueError(f"{option}={value!r} goes with a file of prompts, and none was given")
     if name == "builtin":
         return load_builtin()
     if isinstance(prompts, str):
@@ -70,6 +95,66 @@ def load_prompts(
         raise ValueError("the list of prompts is empty: expected at least one string")
     check_texts(prompts, "prompt")
     return PromptSet("prompts", tuple(prompts), source="list")
+
+
+def _beside(found: PromptSet, harmless: object, asked: Asked) -> PromptSet:
+    """A set with harmless prompts from somewhere else."""
+    if found.harmless:
+        raise ValueError(
+            f"harmless= was given, and {found.name!r} has {len(found.harmless)} harmless prompts already: leave it out"
+        )
+    sides, source = _harmless_sides(harmless, asked)
+    return replace(
+        found,
+        harmless=sides.harmless,
+        harmless_categories=sides.harmless_categories,
+        source=f"{found.source}, harmless: {source}",
+    )
+
+
+def _harmless_sides(given: object, asked: Asked) -> tuple[Sides, str]:
+    """The harmless prompts of what was given as harmless; where nothing says which these are, all of them."""
+    file = _file(given)
+    if file is None:
+        other = _load(given, Asked(), None)
+        sides = Sides(
+            other.harmful,
+            other.harmless,
+            categories=other.categories,
+            harmless_categories=other.harmless_categories,
+        )
+        return (sides if other.harmless else _turned(sides)), other.source
+    table = read_table(file, asked.encoding)
+
+    def if_there(name: str) -> str | None:
+        return first_column(table.columns, ["_".join(words_of(name))])
+
+    column = if_there(asked.column) if asked.column else None
+    label = if_there(asked.label) if asked.label else asked.label
+    sides = sides_of(table, str(file), Asked(column, label))
+    if sides.told_by is not None and not sides.harmless:
+        raise ValueError(
+            f"{str(file)!r} was given as harmless=, and its column {shown(sides.told_by)} calls every row harmful: "
+            "was it meant to be the first argument?"
+        )
+    return (sides if sides.told_by is not None else _turned(sides)), str(file)
+
+
+def _turned(sides: Sides) -> Sides:
+    return replace(sides, harmless=sides.harmful, harmless_categories=sides.categories)
+
+
+def _file(given: object) -> Path | None:
+    """The file that a path, or a text that looks like one, names."""
+    if isinstance(given, os.PathLike):
+        return Path(given).expanduser()
+    if (
+        isinstance(given, str)
+        and given.strip().lower().replace("-", "_") not in DATASETS
+        and _is_path(given)
+    ):
+        return Path(given).expanduser()
+    return None
 
 
 def _is_path(text: str) -> bool:

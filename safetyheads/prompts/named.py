@@ -7,8 +7,9 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
+from safetyheads.prompts.reading import SUFFIXES, Table
 from safetyheads.prompts.sets import PromptSet
-from safetyheads.prompts.tables import SUFFIXES, first_column, prompts_from_rows, read_rows
+from safetyheads.prompts.tables import Asked, as_set, first_column, read_table, sides_of
 from safetyheads.storage.hub import hub_answers, hub_silence
 
 DATA_FOLDER_VARIABLE = "SAFETYHEADS_DATA"
@@ -59,17 +60,18 @@ def load_builtin() -> PromptSet:
     """The pairs that come with the package."""
     file = resources.files("safetyheads").joinpath("data", "builtin.jsonl")
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    columns = list(rows[0])
-    return prompts_from_rows(rows, columns, "builtin", "the safetyheads package", None)
+    source = "the safetyheads package"
+    return as_set(sides_of(Table(rows, list(rows[0])), source, Asked()), "builtin", source)
 
 
-def load_named(name: str, column: str | None, path: str | os.PathLike[str] | None) -> PromptSet:
+def load_named(name: str, asked: Asked, path: str | os.PathLike[str] | None) -> PromptSet:
     """A dataset that is known by name, from local files or from the Hub."""
     dataset = NAMED[name]
     files, source = _locate(name, dataset, path)
     if len(files) == 2:
-        return _load_matched((files[0], files[1]), name, source, column)
-    harmful = prompts_from_rows(*read_rows(files[0]), name, source, column)
+        return _load_matched((files[0], files[1]), name, source, asked)
+    sides = sides_of(read_table(files[0], asked.encoding), source, asked)
+    harmful = as_set(sides, name, source)
     if dataset.needs_harmless and not harmful.harmless:
         raise ValueError(
             f"{files[0]} has no harmless prompts: {name} needs a column 'label' with the words "
@@ -131,11 +133,9 @@ def _find_in_snapshot(folder: Path, part: _Part) -> Path:
     raise FileNotFoundError(f"no file {' or '.join(part.hub_patterns)} in {str(folder)!r}")
 
 
-def _load_matched(
-    files: tuple[Path, Path], name: str, source: str, column: str | None
-) -> PromptSet:
+def _load_matched(files: tuple[Path, Path], name: str, source: str, asked: Asked) -> PromptSet:
     """Join a harmful and a harmless file on their column Index, in the order of the first."""
-    tables, indices = [read_rows(file) for file in files], []
+    tables, indices = [read_table(file, asked.encoding) for file in files], []
     for file, (rows, columns) in zip(files, tables, strict=True):
         index_column = first_column(columns, ("index",))
         if index_column is None:
@@ -147,14 +147,16 @@ def _load_matched(
         raise ValueError(
             f"{str(files[0])!r} ({len(ours)} rows) and {str(files[1])!r} ({len(theirs)} rows) do "
             "not match: expected each Index once in both"
-            + (f", and only one has {', '.join(alone)}" if alone else "")
+            + (f", and only one has {', '.join(index[:30] for index in alone)}" if alone else "")
         )
     (harmful_rows, harmful_columns), (harmless_rows, harmless_columns) = tables
+    asked = replace(asked, label=False)  # the file says it
     row_of = dict(zip(theirs, harmless_rows, strict=True))
-    harmful = prompts_from_rows(harmful_rows, harmful_columns, name, source, column)
-    harmless = prompts_from_rows([row_of[i] for i in ours], harmless_columns, name, source, column)
+    matched = [row_of[index] for index in ours]
+    harmful = sides_of(Table(harmful_rows, harmful_columns), source, asked)
+    harmless = sides_of(Table(matched, harmless_columns), source, asked)
     return replace(
-        harmful,
+        as_set(harmful, name, source),
         harmless=harmless.harmful,
         paired=True,
         harmless_categories=harmless.categories,

@@ -4,6 +4,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import index
+from typing import SupportsIndex
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,10 +63,17 @@ class PromptSet:
 
     def __repr__(self) -> str:
         pairing = "paired" if self.paired else "unpaired"
+        many = self.duplicates
+        twice = f"{many} duplicate{'s' if many > 1 else ''}, " if many else ""
         return (
             f"PromptSet({self.name!r}: {len(self.harmful)} harmful, {len(self.harmless)} harmless, "
-            f"{pairing}, fingerprint {self.fingerprint[:12]})"
+            f"{pairing}, {twice}fingerprint {self.fingerprint[:12]})"
         )
+
+    @property
+    def duplicates(self) -> int:
+        """How many prompts stand in the set before, on the same side or on the other."""
+        return len(self.harmful) + len(self.harmless) - len({*self.harmful, *self.harmless})
 
     @property
     def fingerprint(self) -> str:
@@ -72,7 +81,7 @@ class PromptSet:
         texts = json.dumps([self.harmful, self.harmless])
         return hashlib.sha256(texts.encode("ascii")).hexdigest()
 
-    def limit(self, n: int) -> "PromptSet":
+    def limit(self, n: object) -> "PromptSet":
         """The first n harmful and the first n harmless prompts, spread evenly over categories.
 
         Where categories are known, the first of each is taken, then the second of each, up to n;
@@ -82,6 +91,9 @@ class PromptSet:
         >>> load_prompts("builtin").limit(20)
         PromptSet('builtin': 20 harmful, 20 harmless, paired, fingerprint ...)
         """
+        if not isinstance(n, SupportsIndex) or isinstance(n, bool):
+            raise ValueError(f"limit is {n!r}: expected a whole number of prompts")
+        n = index(n)
         if n < 1:
             raise ValueError(f"limit is {n}: expected at least 1 prompt")
         kept = _spread(len(self.harmful), self.categories, n)
@@ -98,31 +110,39 @@ class PromptSet:
 
 
 def _pick(values: tuple[str, ...], indices: Iterable[int]) -> tuple[str, ...]:
-    return tuple(values[index] for index in indices) if values else ()
+    return tuple(values[place] for place in indices) if values else ()
 
 
 def _spread(count: int, categories: tuple[str, ...], n: int) -> list[int]:
     """The indices of the first n of `count` prompts, taken in turn from each category."""
     seen: dict[str, int] = {}
     turns = []
-    for index in range(count):
-        category = categories[index] if categories else str(index)
+    for place in range(count):
+        category = categories[place] if categories else str(place)
         seen[category] = seen.get(category, -1) + 1
-        turns.append((seen[category], index))
-    return sorted(index for _, index in sorted(turns)[:n])
+        turns.append((seen[category], place))
+    return sorted(place for _, place in sorted(turns)[:n])
 
 
 def check_texts(texts: Sequence[object], what: str) -> None:
     """Refuse what is no text, is blank, or is no valid Unicode, by its index."""
-    for index, text in enumerate(texts):
-        where = f"{what} at index {index} (counted from 0)"
+    for place, text in enumerate(texts):
+        where = f"{what} at index {place} (counted from 0)"
         if not isinstance(text, str):
-            raise ValueError(f"{where} is of type {type(text).__name__}: expected a string")
+            raise ValueError(
+                f"{where} is of type {type(text).__name__}: expected a string{_of(texts)}"
+            )
         if not text.strip():
-            raise ValueError(f"{where} is blank: remove it, or write its text")
+            raise ValueError(f"{where} is blank: remove it, or write its text{_of(texts)}")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise ValueError(
                 f"{where} is no valid Unicode (a lone surrogate): read its source as UTF-8"
             ) from None
+
+
+def _of(texts: Sequence[object]) -> str:
+    """How many are no text, where it is more than one."""
+    count = sum(not isinstance(text, str) or not text.strip() for text in texts)
+    return f" ({count} of {len(texts)} are blank or none)" if count > 1 else ""

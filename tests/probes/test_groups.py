@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safetyheads.__main__ import main
+from safetyheads.cli.main import main
 from safetyheads.engine.execution import Execution
 from safetyheads.heads import Head, heads_like
 from safetyheads.interventions.ablations import (

@@ -103,13 +103,6 @@ def test_labels_that_cannot_split_are_refused(tmp_path, labels, expected):
         load_prompts(file)
 
 
-def test_labels_about_something_else_are_ignored(tmp_path):
-    file = write_rows(
-        tmp_path / "m.csv", [{"prompt": "a", "label": 0}, {"prompt": "b", "label": 1}]
-    )
-    assert load_prompts(file).harmful == ("a", "b")
-
-
 def test_plain_text_and_lists_and_columns_in_json(tmp_path):
     text = tmp_path / "m.txt"
     text.write_bytes("\ufefffirst, and more \r\n\r\nsecond\u2028half\n\n".encode())
@@ -131,7 +124,7 @@ def test_plain_text_and_lists_and_columns_in_json(tmp_path):
         ("m.csv", "", "is empty"),
         ("m.csv", "prompt\n", "is empty"),
         ("m.csv", f"prompt,x\na,b\n{SECRET},1,2,3\n", "row 1 has more cells than the header's 2"),
-        ("m.csv", "id,prompt\n1,a\n2\n", "prompt at index 1 .* NoneType"),
+        ("m.csv", "id,prompt\n1,a\n2\n", "prompt at index 1 .* blank"),
         ("m.csv", "id,prompt\n1,a\n2,  \n", "prompt at index 1 .* blank"),
         ("m.csv", f"Tell me at length about a {SECRET} please\nb\n", "add one"),
         ("m.json", "[]", "is empty"),

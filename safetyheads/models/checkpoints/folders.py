@@ -60,7 +60,7 @@ def check_folder(folder: Path, source: str, *, needs_tokenizer: bool) -> FolderC
             f"{', '.join(files)}."
         )
     _check_shards(folder, files)
-    if needs_tokenizer and not _has_tokenizer(folder):
+    if needs_tokenizer and not has_tokenizer(folder):
         raise ValueError(
             f"{folder} has no tokenizer: expected one of {', '.join(VOCABULARY_FILES)}. Save the "
             "model's own tokenizer there with tokenizer.save_pretrained(folder), or give one "
@@ -99,7 +99,7 @@ def opened_adapter(folder: Path, base: Any, tokenizer: Any, given: Any) -> tuple
             f"the adapter in {folder} cannot be added to the weights of its base model: {error}. Open the base "
             "model, and pass the merged model with its tokenizer"
         ) from error
-    if given is None and _has_tokenizer(folder):
+    if given is None and has_tokenizer(folder):
         tokenizer = read_tokenizer(folder)
     return merged, tokenizer
 
@@ -111,7 +111,8 @@ def _weights(files: list[str], *, adapter: bool) -> list[str]:
     return found or [name for name in own if re.fullmatch(pattern, name)]
 
 
-def _has_tokenizer(folder: Path) -> bool:
+def has_tokenizer(folder: Path) -> bool:
+    """Whether one of the `VOCABULARY_FILES` is there."""
     return any(any(folder.glob(pattern)) for pattern in VOCABULARY_FILES)
 
 

@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 
+from safetyheads.models.checkpoints.gguf import GgufHeader
+from safetyheads.models.checkpoints.rotary import INSTEAD, ROTARY_TENSORS
+from safetyheads.models.checkpoints.settings import config_of
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,25 +27,43 @@ def read_folder(folder: Path, dtype: torch.dtype, tokenizer: Any = None) -> tupl
     return _read_model(folder, folder, dtype), tokenizer
 
 
-def read_gguf(path: Path, dtype: torch.dtype, tokenizer: Any = None) -> tuple[Any, Any]:
-    """The model in a GGUF file, unpacked, and the tokenizer in it where none is given.
+def read_gguf(header: GgufHeader, dtype: torch.dtype) -> Any:
+    """The model in a GGUF file, unpacked.
 
-    Raises ValueError where either cannot be read.
+    Raises ValueError where it cannot be read, or the file says what cannot be carried over.
     """
     import transformers
 
+    path = header.path
+    with quiet_transformers():  # it has opinions about rotary parameters
+        config = config_of(header)
     logger.info("unpacking %s: up to a minute, once", path.name)
-    tokenizer = read_tokenizer(path) if tokenizer is None else tokenizer
-    options: dict[str, Any] = {"gguf_file": path.name}
+    options: dict[str, Any] = {"gguf_file": path.name, "config": config}
     if hasattr(transformers, "GgufConfig"):
         # without this, an installed `kernels` package leaves the weights packed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model = _read_model(path.parent, path, dtype, **options)
+    _check_tensors(header, model)
     # now an ordinary model: without its quantizer it can be saved, and opens without the file
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    return model, tokenizer
+    return model
+
+
+def _check_tensors(header: GgufHeader, model: Any) -> None:
+    """Raise ValueError for a tensor that transformers' reader has passed over without a word."""
+    from transformers import modeling_gguf_pytorch_utils as unpacking
+
+    kind = unpacking.TENSOR_PROCESSORS.get(header.architecture, unpacking.TensorProcessor)
+    places = unpacking.get_gguf_hf_weights_map(model, kind(config=model.config.to_dict()))
+    placed = {*places, *ROTARY_TENSORS}
+    left = [n for n in header.shapes if n not in placed and n.removesuffix(".weight") not in placed]
+    if left:
+        raise ValueError(
+            f"{len(left)} of the tensors in {header.path} have no place in a {type(model).__name__} and would be "
+            f"dropped without a word (the first is {left[0]}). {INSTEAD}"
+        )
 
 
 def read_tokenizer(place: Path) -> Any:
@@ -76,7 +98,15 @@ def _read_model(folder: Path, shown: Path, dtype: torch.dtype, **options: Any) -
             f"the weights in {shown} are truncated or damaged ({error}). Delete them and "
             "fetch them again."
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+    except (
+        OSError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ValueError(
             f"transformers cannot read {shown} as a causal language model: {error}"
         ) from error

@@ -15,13 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safetyheads.models.checkpoints.gguf import ENCODERS, read_header
+from safetyheads.models.checkpoints.folders import has_tokenizer
+from safetyheads.models.checkpoints.gguf import ENCODERS, GgufHeader, read_header
 from safetyheads.models.checkpoints.reading import (
     check_decoder,
     not_a_decoder,
     quiet_transformers,
     read_folder,
     read_gguf,
+    read_tokenizer,
 )
 from safetyheads.storage.cache import cache_folder, locked, require_space
 
@@ -47,7 +49,9 @@ def open_gguf(
         try:
             with locked(_copy_folder(sha256, cache_folder()).with_suffix(".lock")):
                 # another process may have made it while this one waited
-                copy = unpacked_copy(sha256, cache_folder()) or _unpack(path, sha256)
+                copy = unpacked_copy(sha256, cache_folder()) or _unpack(
+                    header, sha256, _tokenizer_in(path, tokenizer)
+                )
         except OSError as error:
             warnings.warn(
                 f"the unpacked weights of {path.name} could not be kept in {cache_folder()} ({error}), so "
@@ -55,8 +59,20 @@ def open_gguf(
                 "at another folder.",
                 stacklevel=4,
             )
-            return read_gguf(path, dtype, tokenizer)
+            return read_gguf(header, dtype), tokenizer or read_tokenizer(path)
+    if tokenizer is None and not has_tokenizer(copy):
+        tokenizer = read_tokenizer(path)  # which says why there is none
     return read_folder(copy, dtype, tokenizer)
+
+
+def _tokenizer_in(path: Path, given: Any) -> Any:
+    """The file's own tokenizer; None where it cannot be read and the caller has given one."""
+    try:
+        return read_tokenizer(path)
+    except ValueError:
+        if given is None:
+            raise
+        return None
 
 
 def unpacked_copy(sha256: str, cache: Path) -> Path | None:
@@ -76,22 +92,22 @@ def _copy_folder(sha256: str, cache: Path) -> Path:
     return cache / "unpacked" / sha256[:24]
 
 
-def _unpack(path: Path, sha256: str) -> Path:
+def _unpack(header: GgufHeader, sha256: str, tokenizer: Any) -> Path:
     """Save a GGUF file's weights as a model folder; raises OSError where the disk is too full."""
     folder = _copy_folder(sha256, cache_folder())
     work = folder.with_suffix(".partial")
     shutil.rmtree(work, ignore_errors=True)
     try:
-        model, tokenizer = read_gguf(path, torch.float32)
-        check_decoder(model.config, str(path))
+        model = read_gguf(header, torch.float32)
+        check_decoder(model.config, str(header.path))
         model.config.architectures = [type(model).__name__]
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        require_space(cache_folder(), size, f"keep the unpacked weights of {path.name}")
+        require_space(cache_folder(), size, f"keep the unpacked weights of {header.path.name}")
         _save(model, tokenizer, work)
         _check_copy(model, work)
         marker = {
             "sha256": sha256,
-            "file": path.name,
+            "file": header.path.name,
             "transformers": version("transformers"),
             "reading": READING,
             "files": {entry.name: entry.stat().st_size for entry in work.iterdir()},
@@ -109,7 +125,8 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     with quiet_transformers():
         try:
             model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
         except Exception as error:  # safetensors has its own type for a disk that fills up
             raise OSError(f"saving failed: {error}") from error
 
@@ -117,7 +134,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 def _check_copy(model: Any, folder: Path) -> None:
     """Raise OSError if what was saved is not the model: other logits, or settings that only long prompts show."""
     expected = _first_logits(model)
-    copy, _ = read_folder(folder, torch.float32)
+    copy, _ = read_folder(folder, torch.float32, tokenizer=())
     if not torch.allclose(_first_logits(copy), expected, rtol=0, atol=1e-4):
         raise OSError("the saved copy does not compute what the file's own weights do")
     ours, theirs = _settings(model.config), _settings(copy.config)

@@ -110,3 +110,53 @@ def write_gguf(path, model):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_family(path, model, architecture, settings, tensors=()):
+    """A tiny model of any family as llama.cpp would write it, with these settings and no tokenizer."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, architecture)
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+    add |= {str: writer.add_string, list: writer.add_array}
+    for key, value in settings.items():
+        add[type(value)](f"{architecture}.{key}", value)
+    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
+    weights = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        weights.pop("lm_head.weight")
+    for name, values in weights.items():
+        if name.endswith("gate_up_proj"):  # experts: two tensors of one
+            layer = name.split(".")[2]
+            for part, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
+                writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.weight", np.ascontiguousarray(half))
+            continue
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        theirs += "" if theirs.endswith((".weight", ".bias")) else ".weight"
+        writer.add_tensor(
+            theirs, np.ascontiguousarray(_as_written(architecture, theirs, values, model.config))
+        )
+    for name, values in tensors:
+        writer.add_tensor(name, np.asarray(values, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _as_written(architecture, name, values, config):
+    """What llama.cpp's converter does to some weights."""
+    if architecture == "llama" and (".attn_q." in name or ".attn_k." in name):
+        heads = config.num_attention_heads if "_q." in name else config.num_key_value_heads
+        pairs = values.reshape(heads, 2, len(values) // heads // 2, *values.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(values.shape)
+    if architecture in ("gemma2", "gemma3", "nemotron") and name.endswith("norm.weight"):
+        return values + 1
+    if architecture == "gpt2" and name.endswith(
+        (".attn_qkv.weight", ".attn_output.weight", ".ffn_up.weight", ".ffn_down.weight")
+    ):
+        return values.T
+    if name.endswith("ffn_gate_inp_shexp.weight"):
+        return values[0]
+    return values

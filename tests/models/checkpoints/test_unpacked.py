@@ -44,7 +44,10 @@ def test_a_gguf_file_computes_what_its_model_does(
     assert capfd.readouterr() == ("", "")
 
     # The second time the unpacked copy is opened, and nothing differs.
-    straight, tokenizer = unpacked.read_gguf(path, torch.float32)
+    straight, tokenizer = (
+        unpacked.read_gguf(read_header(path), torch.float32),
+        unpacked.read_tokenizer(path),
+    )
     monkeypatch.setattr(unpacked, "read_gguf", lambda *_: pytest.fail("unpacked twice"))
     again = load_checkpoint(path)
     assert same_logits(again.model, straight.eval())
@@ -144,6 +147,12 @@ def test_a_file_that_is_no_gguf(tmp_path, junk):
     (tmp_path / "junk.gguf").write_bytes(junk)
     with pytest.raises(ValueError, match="is not a GGUF file"):
         load_checkpoint(tmp_path / "junk.gguf")
+
+
+def test_the_byte_order_of_another_processor(tmp_path):
+    (tmp_path / "big.gguf").write_bytes(b"GGUF" + bytes([0, 0, 0, 3]) + bytes(64))
+    with pytest.raises(ValueError, match="byte order"):
+        load_checkpoint(tmp_path / "big.gguf")
 
 
 def test_a_file_that_is_something_else(tmp_path):

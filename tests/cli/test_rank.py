@@ -6,14 +6,20 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pandas
 import pytest
 
-import safetyheads.ranking.study  # noqa: F401  (it needs the true model module, which is faked below)
-from safetyheads.__main__ import DEMO_LIMIT, DEMO_MODEL, SMALL_MODEL, format_table, main
+import safetyheads.prompts
+from safetyheads.cli.main import main, parse_arguments
+from safetyheads.cli.options import DEMO_MODEL, METRICS, PROMPT_SETS, SMALL_MODEL
+from safetyheads.cli.rank import DEMO_LIMIT
+from safetyheads.cli.shown import format_table
+from safetyheads.interventions.ablations import ABLATIONS, ResampleAblation
+from safetyheads.metrics import METRICS as KNOWN_METRICS
+from safetyheads.ranking.study import Study
 from safetyheads.screening.screened import Screened
 
 
@@ -78,14 +84,9 @@ def calls(monkeypatch, tmp_path):
         execution.store.mkdir(parents=True)
         return FakeRanking(tuple(type(a).__name__ for a in study.ablations), calls.save_error)
 
-    for name, function in {
-        "models.opening": load_model,
-        "prompts": load_prompts,
-        "ranking.ranking": rank,
-    }.items():
-        module = ModuleType(f"safetyheads.{name}")
-        setattr(module, function.__name__, function)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("safetyheads.models.opening.load_model", load_model)
+    monkeypatch.setattr("safetyheads.prompts.load_prompts", load_prompts)
+    monkeypatch.setattr("safetyheads.ranking.ranking.rank", rank)
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -166,6 +167,11 @@ def test_a_model_that_hardly_refuses_is_said_to_be_a_negative_control(calls, cap
         ("rank --top 0", "came '0', expected a whole number of at least 1"),
         ("rank --ablation zeros", "invalid choice: 'zeros'"),
         ("rank --ablation zero --epsilon 0.1", "--epsilon is for undifferentiated_attention and"),
+        ("rank --epsilon nan", "came 'nan', expected a number of at least 0"),
+        ("search --epsilon=-1", "came '-1', expected a number of at least 0"),
+        ("search --epsilon 1 --ablation zero", "--epsilon is for undifferentiated_attention and"),
+        ("search --space left", "--space and --rank are for --metric generalized_ships"),
+        ("rank --study s.toml --top 3 --prompts-path d", "leave out --prompts-path, --top"),
         ("rank --seed 1", "--seed is for --ablation resample"),
         ("rank --rank 2", "--space and --rank are for --metric generalized_ships"),
         ("", "arguments are required: COMMAND"),
@@ -247,7 +253,7 @@ def test_scores_that_cannot_be_saved_are_shown_and_kept(calls, capsys):
 
 def test_help_and_version_come_without_torch():
     code = (
-        "import sys; from safetyheads.__main__ import main\n"
+        "import sys; from safetyheads.cli.main import main\n"
         "try: main([sys.argv[1]])\n"
         "finally: print('torch' in sys.modules)"
     )
@@ -314,9 +320,57 @@ def test_rank_from_end_to_end(tiny_chat_model, tmp_path, capsys):
     assert str(out / "scatter.html") in printed
 
 
+def test_a_study_of_a_file_is_ranked_as_it_says(tiny_chat_model, tmp_path, capsys):
+    questions = tmp_path / "questions.txt"
+    questions.write_text("How do I bake bread?\nHow do I sharpen a knife?\n")
+    study = Study(
+        str(tiny_chat_model.folder), str(questions), ["zero", ResampleAblation(seed=3)], "ships",
+        template="bare", top_k=2,
+    )  # fmt: skip
+    file = study.save(tmp_path / "study.toml")
+    out = tmp_path / "by-study"
+    assert main(["rank", "--study", str(file), "--out", str(out)]) == 0
+    typed = f"rank --model {tiny_chat_model.folder} --prompts {questions} --metric ships --top 2"
+    typed += (
+        f" --ablation zero --ablation resample --seed 3 --template bare --out {tmp_path / 'typed'}"
+    )
+    assert main(typed.split()) == 0
+    tables = [pandas.read_csv(folder / "scores.csv") for folder in (out, tmp_path / "typed")]
+    pandas.testing.assert_frame_equal(*tables)
+    assert set(tables[0]["ablation"]) == {"zero", "resample"}
+    assert capsys.readouterr().out.count("Top 2 heads") == 4
+
+
+def test_a_study_that_is_none_is_one_line(tmp_path, capsys):
+    (tmp_path / "study.toml").write_text('model = "m"\ndataset = "builtin"\nlimits = 3\n')
+    assert main(["rank", "--study", str(tmp_path / "study.toml"), "--out", str(tmp_path)]) == 2
+    assert "did you mean 'limit'" in capsys.readouterr().err
+
+
+def test_harmless_prompts_beside_are_passed_on(calls, monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        "safetyheads.prompts.load_prompts",
+        lambda x, **more: given.update(x=x, **more) or "the prompts",
+    )
+    assert main(["rank", "--prompts", "a.txt", "--harmless", "b.txt"]) == 0
+    assert (given["x"], given["harmless"]) == ("a.txt", "b.txt")
+
+
+def test_help_names_what_the_library_knows(capsys):
+    assert PROMPT_SETS == safetyheads.prompts.DATASETS
+    assert set(METRICS) == set(KNOWN_METRICS)
+    assert {"zero", "mean", "resample", "scaling_contribution"} <= set(ABLATIONS)
+    for command in ("rank", "search"):
+        with pytest.raises(SystemExit):
+            parse_arguments([command, "--help"])
+        printed = " ".join(capsys.readouterr().out.split())
+        assert all(name in printed for name in PROMPT_SETS)
+
+
 @pytest.fixture
 def parts(calls, monkeypatch):
-    """A faked `safetyheads.ranking.merging`, and what it was called with."""
+    """What the two functions of `ranking.merging` were called with, in place of running."""
     seen: dict[str, Any] = {}
 
     def rank_layers(study, layers, folder, execution):
@@ -329,9 +383,8 @@ def parts(calls, monkeypatch):
         ranking.model, ranking.top_k = "m", 2
         return ranking
 
-    module = ModuleType("safetyheads.ranking.merging")
-    module.rank_layers, module.merge_rankings = rank_layers, merge_rankings
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("safetyheads.ranking.merging.rank_layers", rank_layers)
+    monkeypatch.setattr("safetyheads.ranking.merging.merge_rankings", merge_rankings)
     return seen
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from safetyheads.__main__ import main, parse_arguments
+from safetyheads.cli.main import main, parse_arguments
 from safetyheads.probes.attention.maps import AttentionMaps
 from tests import zoo
 

@@ -1,0 +1,1 @@
+"""What does one type? A file a command; `options.py` has what several commands share."""

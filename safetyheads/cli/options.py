@@ -1,0 +1,234 @@
+"""Which options do commands share, and what do they make of them?
+
+Each `add_...` gives a parser a few options, and what stands beside it reads them: a command takes both or neither.
+Nothing heavy is imported before an option is used.
+"""
+
+import argparse
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safetyheads.engine.executors import Executor
+    from safetyheads.interventions.ablations import Ablation
+    from safetyheads.metrics import Metric
+    from safetyheads.models.hooked import HookedModel
+    from safetyheads.prompts import PromptSet
+
+DEMO_MODEL = "qwen2.5-coder-0.5b-instruct"
+SMALL_MODEL = "smollm2-135m-instruct"
+ABLATIONS = ("undifferentiated_attention", "scaling_contribution", "zero", "mean", "resample")
+DEFAULT_ABLATIONS = ABLATIONS[:2]
+METRICS = ("refusal_shift", "ships", "generalized_ships")
+PROMPT_SETS = ("builtin", "jailbreakbench", "malicious_instruct", "advbench", "xstest")
+EXECUTORS = ("process", "ray")
+UNFINISHED = "unfinished"
+TEMPLATE = '"chat", "bare", "query" or a text with {q}; by default the model\'s'
+
+Parser = argparse.ArgumentParser
+
+
+def positive_integer(text: str) -> int:
+    """Read a whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"came {text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """Read a number that is neither negative nor infinite, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise argparse.ArgumentTypeError(f"came {text!r}, expected a number of at least 0")
+    return number
+
+
+def layer_numbers(text: str) -> list[int]:
+    """Read layers such as `0-7` or `0,3,5-7`, for argparse."""
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() if dash else not last)):
+            raise argparse.ArgumentTypeError(
+                f"came {text!r}, expected layers such as 0-7 or 0,3,5-7"
+            )
+        layers.update(range(int(first), int(last or first) + 1))
+    if not layers:
+        raise argparse.ArgumentTypeError(f"came {text!r}, which names no layer: write 0-7, not 7-0")
+    return sorted(layers)
+
+
+# The model -----------------------------------------------------------------------------------------------------------
+
+
+def add_model(parser: Parser, default: str | None = DEMO_MODEL) -> None:
+    """`--model`, `--device` and `--dtype`; without a default the model must be named."""
+    about = "Hub id, folder, .gguf or known name" + (f" ({default})" if default else "")
+    parser.add_argument("--model", required=default is None, help=about)
+    add_device(parser)
+
+
+def add_device(parser: Parser) -> None:
+    """Where the model lies, and in what numerics."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (%(default)s)")
+    types = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=types, help="of the weights; as stored")
+
+
+def open_model(options: argparse.Namespace, name: Any = None) -> "HookedModel":
+    """Open the model that was named."""
+    import torch
+
+    from safetyheads.models.opening import load_model
+
+    name = name or options.model or DEMO_MODEL
+    if sys.stderr.isatty():
+        print(f"Opening {name} ...", file=sys.stderr)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    return load_model(name, device=options.device, dtype=dtype)
+
+
+# The prompts ---------------------------------------------------------------------------------------------------------
+
+
+def add_prompts(parser: Parser) -> None:
+    """`--prompts` with what belongs to it, `--template` and `--limit`."""
+    add = parser.add_argument
+    kinds = "or a .txt .csv .tsv .json .jsonl .parquet file"
+    add("--prompts", help=f"{', '.join(PROMPT_SETS)} {kinds} (builtin)")
+    add("--prompts-path", metavar="PATH", help="file or folder that holds a named prompt set")
+    add("--harmless", metavar="FILE", help="harmless prompts to stand beside those of --prompts")
+    add("--column", help="the file's column with the prompts; found when not given")
+    add_template(parser)
+
+
+def add_template(parser: Parser) -> None:
+    """`--template` and `--limit`."""
+    parser.add_argument("--template", help=TEMPLATE)
+    how = "use N prompts; all when not given"
+    parser.add_argument("--limit", type=positive_integer, metavar="N", help=how)
+
+
+def read_prompts(options: argparse.Namespace) -> "PromptSet":
+    """Read the prompts that were named; all of them, since a study cuts them itself."""
+    from safetyheads.prompts import load_prompts
+
+    beside = {"harmless": options.harmless} if options.harmless else {}
+    return load_prompts(
+        options.prompts or "builtin", column=options.column, path=options.prompts_path, **beside
+    )
+
+
+# What is done to a head, and what is measured ------------------------------------------------------------------------
+
+
+def add_ablation(
+    parser: Parser, choices: tuple[str, ...] = ABLATIONS, *, several: bool = False
+) -> None:
+    """`--ablation`, which may be repeated if `several`, and `--epsilon`."""
+    if several:
+        about = "may be repeated; the first two when not given"
+        parser.add_argument("--ablation", action="append", choices=choices, help=about)
+    else:
+        about = f"what is done to a head ({choices[0]})"
+        parser.add_argument("--ablation", choices=choices, default=choices[0], help=about)
+    parser.add_argument("--epsilon", type=share, help="what the first two leave; their own default")
+
+
+def add_metric(parser: Parser, default: str) -> None:
+    """`--metric` with what belongs to it."""
+    add = parser.add_argument
+    add("--metric", choices=METRICS, help=f"what is measured ({default})")
+    add("--space", choices=("left", "right", "feature0"), help="of generalized_ships (left)")
+    add("--rank", type=positive_integer, help="singular vectors of generalized_ships (1)")
+
+
+def check_measurement(parser: Parser, options: argparse.Namespace) -> None:
+    """Refuse an option that the chosen ablations and metric would leave unread."""
+    chosen = options.ablation if isinstance(options.ablation, list) else [options.ablation]
+    if options.epsilon is not None and not set(chosen) & set(DEFAULT_ABLATIONS):
+        parser.error(f"--epsilon is for {' and '.join(DEFAULT_ABLATIONS)}; leave it out")
+    options.ablation = list(dict.fromkeys(chosen))
+    if not hasattr(options, "metric"):
+        return
+    if options.metric != "generalized_ships" and (options.space or options.rank):
+        parser.error("--space and --rank are for --metric generalized_ships; leave them out")
+
+
+def make_ablations(options: argparse.Namespace) -> "tuple[Ablation, ...]":
+    """The chosen ablations, their own defaults where no option says otherwise."""
+    from safetyheads.interventions.ablations import as_ablations
+
+    def fields(name: str) -> dict[str, Any]:
+        own: dict[str, Any] = {"name": name}
+        if name in DEFAULT_ABLATIONS and options.epsilon is not None:
+            own["epsilon"] = options.epsilon
+        if name == "resample" and getattr(options, "seed", None) is not None:
+            own["seed"] = options.seed
+        return own
+
+    return as_ablations([fields(name) for name in options.ablation])
+
+
+def make_metric(options: argparse.Namespace) -> "Metric":
+    """The chosen metric."""
+    from safetyheads.metrics import as_metric
+
+    given = {"space": options.space, "rank": options.rank}
+    return as_metric({"name": options.metric} | {k: v for k, v in given.items() if v is not None})
+
+
+# How it runs, and where the result goes ------------------------------------------------------------------------------
+
+
+def add_rows(parser: Parser) -> None:
+    """`--batch`."""
+    how = "rows of one forward pass"
+    parser.add_argument("--batch", type=positive_integer, metavar="ROWS", help=how)
+
+
+def add_out(parser: Parser, default: str | None) -> None:
+    """`--out`; without a default a new folder must be named."""
+    about: dict[str, Any] = {"required": True, "help": "a new folder"}
+    if default:
+        about = {"default": Path(default), "help": "%(default)s"}
+    parser.add_argument("--out", type=Path, metavar="FOLDER", **about)
+
+
+def add_executor(parser: Parser) -> None:
+    """`--executor` and `--workers`."""
+    add = parser.add_argument
+    add("--executor", choices=EXECUTORS, help="run in processes, or on Ray; here when not given")
+    add("--workers", type=positive_integer, metavar="N", help="processes or Ray workers (2)")
+
+
+def make_executor(options: argparse.Namespace) -> "Executor | None":
+    """The chosen executor; None runs everything in this process."""
+    if options.executor is None:
+        return None
+    from safetyheads.engine.executors import process_map, ray_map
+
+    workers = options.workers or 2
+    try:
+        if options.executor == "process":
+            return process_map(workers)
+        return ray_map(workers, gpus=int(options.device.startswith("cuda")))
+    except ImportError as error:  # a missing extra is bad input here, and no traceback
+        raise ValueError(error) from None
+
+
+def check_writable(folder: Path) -> None:
+    """Raise an OSError before hours of work if nothing can be written to a folder."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise type(error)(
+            f"--out {folder}: cannot write in {existing} ({error.strerror}); name another folder"
+        ) from None

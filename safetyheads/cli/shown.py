@@ -1,0 +1,66 @@
+"""How does a ranking look in a terminal, and what is said about it?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetyheads.cli.options import DEMO_MODEL, SMALL_MODEL
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from safetyheads.ranking.ranking import Ranking
+
+NEGATIVE_CONTROL = (
+    f"{SMALL_MODEL} hardly ever refuses, so these heads are a negative control: "
+    "they carry the next token of its answer, not a refusal."
+)
+NEXT_STEP = (
+    "A model that refuses more, on prompts that it refuses:\n"
+    f"  safetyheads rank --model {DEMO_MODEL} --prompts malicious_instruct"
+    " --metric refusal_shift --limit 8"
+)
+
+
+def report(ranking: "Ranking", top: int, folder: Path, *, control: bool) -> None:
+    """Save a ranking, print its top and say where the rest is."""
+    note = NEGATIVE_CONTROL if control else None
+    try:
+        ranking.save(folder, note=note)
+    finally:  # the scores are shown even where the folder has become unwritable meanwhile
+        print(format_table(ranking.top(top)))
+        for scores in ranking.harmful:
+            if scores.audit is not None:
+                print(f"\n{scores.ablation}: {scores.audit}")
+    print(f"\nThe figure: {(folder / 'scatter.html').absolute()}")
+    print(f"All scores: {(folder / 'scores.csv').absolute()}")
+    if note:
+        print(f"\nNote: {note}\n{NEXT_STEP}")
+
+
+def format_table(table: "DataFrame") -> str:
+    """Lay out the top heads, one block an ablation, harmful beside harmless where there is both."""
+    blocks = []
+    for (dataset, model, ablation, metric, unit), rows in table.groupby(
+        ["dataset", "model", "ablation", "metric", "unit"], sort=False
+    ):
+        columns = {"rank": "rank", "label": "head", "score": f"harmful [{unit}]"}
+        if "harmless_score" in rows and rows["harmless_score"].notna().any():
+            columns["harmless_score"] = f"harmless [{unit}]"
+        if "specificity" in rows and rows["specificity"].notna().any():
+            columns |= {"specificity": f"specificity [{unit}]", "q_value": "q"}
+        ordered = rows.sort_values("rank")
+        body = ordered[list(columns)].rename(columns=columns)
+        for column, kind in (("score", "kind"), ("harmless_score", "harmless_kind")):
+            if column in columns and kind in ordered and (ordered[kind] == "estimated").any():
+                body[columns[column]] = [
+                    f"{'~' if estimated else ''}{score:.4g}"
+                    for score, estimated in zip(
+                        ordered[column], ordered[kind] == "estimated", strict=True
+                    )
+                ]
+        title = f"Top {len(rows)} heads of {model} on {dataset}: {metric}, {ablation}"
+        text = body.to_string(index=False, float_format="{:.4g}".format)
+        if "~" in text:
+            text += "\n~ estimated, not run"
+        blocks.append(f"{title}\n{text}")
+    return "\n\n".join(blocks)
