@@ -34,15 +34,13 @@ if TYPE_CHECKING:
     from safetyheads.models.hooked import HookedModel
     from safetyheads.models.opening import load_model, random_copy
     from safetyheads.plots.agreement import plot_agreement, plot_published_heads
-    from safetyheads.plots.attention import (
-        plot_attention_divergence,
-        plot_attention_maps,
-        plot_hidden_magnitudes,
-    )
+    from safetyheads.plots.attention import plot_attention_maps, plot_hidden_magnitudes
     from safetyheads.plots.behaviour import plot_refusal_under_ablation
+    from safetyheads.plots.divergence import plot_attention_divergence
     from safetyheads.plots.evidence import plot_power, plot_specificity
     from safetyheads.plots.groups import plot_group_curve
-    from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
+    from safetyheads.plots.heatmap import plot_head_heatmap
+    from safetyheads.plots.scatter import plot_head_scatter
     from safetyheads.plots.traces import plot_detection
     from safetyheads.plots.writing import write_html, write_image
     from safetyheads.probes.attention.capture import AttentionCapture, capture_attention
@@ -216,13 +214,15 @@ _NAMES_OF_MODULE = {
     "ranking.merging": "merge_rankings merge_scores rank_layers",
     "validation.planted": "Planted plant",
     "plots.agreement": "plot_agreement plot_published_heads",
-    "plots.attention": "plot_attention_divergence plot_attention_maps plot_hidden_magnitudes",
+    "plots.attention": "plot_attention_maps plot_hidden_magnitudes",
+    "plots.divergence": "plot_attention_divergence",
     "plots.behaviour": "plot_refusal_under_ablation",
     "plots.evidence": "plot_power plot_specificity",
     "ranking.planning": "Plan plan",
     "plots.writing": "write_html write_image",
     "plots.groups": "plot_group_curve",
-    "plots.heads": "plot_head_heatmap plot_head_scatter",
+    "plots.heatmap": "plot_head_heatmap",
+    "plots.scatter": "plot_head_scatter",
     "plots.traces": "plot_detection",
     "probes.single_heads": "score_heads score_heads_together score_layers screen_heads",
     "probes.attention.capture": "AttentionCapture capture_attention",
