@@ -36,10 +36,12 @@ from safetyheads import (
     tokenize,
     write_image,
 )
+from safetyheads.engine.measurement import measure
 from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
+from safetyheads.inputs import prepare
 from safetyheads.interventions.ablating import AblateHead, AblateHeads
-from safetyheads.judges import ExampleJudge, KeywordJudge, judged
+from safetyheads.judges import KeywordJudge, judged
 from safetyheads.metrics import LastToken, refusal_tokens
 from safetyheads.probes.behaviour.answers import Answer, Behaviour
 from safetyheads.probes.behaviour.curves import Arm, RefusalCurve, random_heads
@@ -58,7 +60,7 @@ CANDIDATES = 24  # heads of each ranking that also run on the harmless prompts
 NEW_TOKENS = 16
 HELD_OUT = 24
 SEEDS = (0, 1, 2)
-JUDGES = (KeywordJudge(), ExampleJudge())
+JUDGES = (KeywordJudge(),)
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ class Experiment:
                 states = self.model.states_and_logits(batch.ids)[0]
             edits = [AblateHead(head, ABLATIONS[ablation]) for head in heads]
             start = time.monotonic()
-            readings = sweep(self.model, batch, edits, States()).readings
+            measurement = measure(prepare(self.model, batch), metric=States())
+            readings = sweep(measurement, edits).readings
             base = states[torch.arange(len(batch)), batch.lengths - 1]
             places = [tuple(head) for head in heads]
             torch.save({"heads": places, "states": readings, "base": base}, file)

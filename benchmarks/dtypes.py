@@ -12,10 +12,17 @@ import time
 
 import torch
 
-from safetyheads import ScalingContribution, UndifferentiatedAttention, load_model, score_heads
+from safetyheads import (
+    Execution,
+    ScalingContribution,
+    UndifferentiatedAttention,
+    load_model,
+    score_heads,
+)
 from safetyheads.heads import HeadScores
 from safetyheads.prompts import load_prompts
 
+QUIET = Execution(progress=False)
 ABLATIONS = (UndifferentiatedAttention(), ScalingContribution())
 
 

@@ -26,8 +26,11 @@ import psutil
 import torch
 
 from safetyheads import UndifferentiatedAttention, load_model, load_prompts, tokenize
-from safetyheads.engine.sweep import layout, sweep
+from safetyheads.engine.climb import layout
+from safetyheads.engine.measurement import measure
+from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
+from safetyheads.inputs import prepare
 from safetyheads.interventions.ablating import AblateHead
 from safetyheads.metrics import Ships, kl_divergence
 
@@ -153,6 +156,7 @@ def main() -> None:
     a_layer = options.a_layer or model.n_heads
     heads = [Head(la, he) for la in range(model.n_layers) for he in range(a_layer)]
     edits = [AblateHead(head, UndifferentiatedAttention()) for head in heads]
+    measurement = measure(prepare(model, batch), metric=Ships())
     few = list(sampled(model, options.heads))
     scale = len(heads) / len(few)
     singles = [batch.select([n]) for n in range(min(options.prompts, 2))]
@@ -175,7 +179,7 @@ def main() -> None:
         )
         work, rate = multiplications(model, batch, options.rows, a_layer)
         with PeakMemory() as memory:
-            spent = seconds(lambda: sweep(model, batch, edits, Ships(), rows=options.rows))
+            spent = seconds(lambda: sweep(measurement, edits, rows=options.rows))
         times["memory"].append(memory.highest / 2**30)
         times["sweep"].append(spent)
         times["share"].append(work / spent / rate)

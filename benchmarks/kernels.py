@@ -3,7 +3,7 @@
     python benchmarks/kernels.py --model smollm2-135m-instruct
 
 Each of the model's kernels runs all blocks on the same rows, in turn, `--repeats` times: "sdpa" and "eager" are the
-plain blocks beneath the bridge, "bridge" has the hook points. The share of each is its time over the bridge's.
+plain blocks beneath the bridge, "hooked" has the hook points. The share of each is its time over the hooked blocks'.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import time
 import torch
 
 from safetyheads import load_model
-from safetyheads.engine.sweep import TOKENS_A_PASS
+from safetyheads.engine.climb import TOKENS_A_PASS
 from safetyheads.models.blocks import Blocks
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     ]  # the same attention as sdpa
     generator = torch.Generator().manual_seed(0)
     print(
-        f"{model.name}, about {TOKENS_A_PASS['cpu']} tokens a pass; time over the bridge's, min / median / max"
+        f"{model.name}, about {TOKENS_A_PASS['cpu']} tokens a pass; time over the hooked blocks', min / median / max"
     )
     for length in options.lengths:
         rows = max(1, TOKENS_A_PASS["cpu"] // length)
@@ -48,10 +48,10 @@ def main() -> None:
                     rows_in = Blocks(model).run(layer, rows_in, call, kernel=kernel)
                 times[kernel].append(time.perf_counter() - start)
                 states[kernel] = model.final_norm(rows_in[:, -1])
-        line = f"  {rows:3} x {length:4} tokens, bridge {statistics.median(times['bridge']):.2f} s"
+        line = f"  {rows:3} x {length:4} tokens, hooked {statistics.median(times['hooked']):.2f} s"
         for kernel in kernels[:-1]:
-            shares = [t / b for t, b in zip(times[kernel], times["bridge"], strict=True)]
-            off = (states[kernel] - states["bridge"]).abs().max() / states["bridge"].abs().max()
+            shares = [t / b for t, b in zip(times[kernel], times["hooked"], strict=True)]
+            off = (states[kernel] - states["hooked"]).abs().max() / states["hooked"].abs().max()
             line += (
                 f"; {kernel} {min(shares):.2f} / {statistics.median(shares):.2f} / {max(shares):.2f}"
                 f" (states differ by {off:.0e})"

@@ -14,8 +14,10 @@ import time
 import torch
 
 from safetyheads import ScalingContribution, Ships, UndifferentiatedAttention, load_model
-from safetyheads.engine.sweep import layout, sweep
-from safetyheads.heads import Head
+from safetyheads.engine.climb import layout
+from safetyheads.engine.measurement import Measurement
+from safetyheads.engine.sweep import sweep
+from safetyheads.inputs import Inputs
 from safetyheads.interventions.ablating import AblateHead
 from safetyheads.prompts import TokenBatch
 
@@ -76,7 +78,8 @@ def main() -> None:
         random_llama(options.layers, options.width, options.heads, options.device), NoTokenizer()
     )
     batch = random_prompts(options.prompts, options.shared)
-    heads = [Head(la, he) for la in range(model.n_layers) for he in range(model.n_heads)]
+    measurement = Measurement(Inputs(model, batch, (), {}), Ships())
+    heads = measurement.heads()
     weights = sum(p.numel() for p in model.hf.parameters())
     block = sum(p.numel() for p in model.hf.model.layers[0].parameters())
     plain = run = 0.0
@@ -92,7 +95,7 @@ def main() -> None:
     for ablation in (UndifferentiatedAttention(), ScalingContribution()):
         start = time.perf_counter()
         edits = [AblateHead(head, ablation) for head in heads]
-        sweep(model, batch, edits, Ships(), rows=options.rows)
+        sweep(measurement, edits, rows=options.rows)
         spent = time.perf_counter() - start
         total += spent
         print(

@@ -21,7 +21,8 @@ from safetyheads import ScalingContribution, UndifferentiatedAttention, load_mod
 from safetyheads.heads import Head, HeadScores
 from safetyheads.metrics import GeneralizedShips, Metric, RefusalShift, Ships
 from safetyheads.probes.single_heads import score_heads, screen_heads
-from safetyheads.screening.screened import Screened, choose, score_screened
+from safetyheads.screening.audit import Screened, choose
+from safetyheads.screening.screened import score_screened
 from safetyheads.stats import spearman
 
 METRICS: dict[str, Metric] = {
@@ -119,8 +120,10 @@ def main() -> None:
         run = {**shared, "ablation": ablation}
         name = f"{model.name}-{options.prompts}-{options.metric}-{ablation.name}"
         start = time.process_time()
-        scores = score_heads(**run, method=method, estimates=estimate)
-        seconds = time.process_time() - start
+        scores = score_heads(**run, method=method)
+        seconds = (
+            time.process_time() - start - screen
+        )  # it screens for itself; a ranking screens once
         exact, exact_seconds = exactly(options.keep, run, name)
         whole, part = whole + exact_seconds, part + seconds
         prepared = metric.prepare(model.tokenizer, prompts.harmful)

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from safetyheads.models.fingerprint import fingerprint
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.opening import load_model
 from safetyheads.prompts import PromptSet, TokenBatch, load_prompts, tokenize
@@ -71,12 +72,14 @@ def prepare(
         texts = texts_of(found, side)
         longest = model.context if max_length is None else max_length
         batch = tokenize(texts, model.tokenizer, template, max_length=longest)
+    model.require_batch(batch.lengths, int(batch.ids.max()))
     provenance = {
         "model": {
             "name": model.name,
             "n_layers": model.n_layers,
             "n_heads": model.n_heads,
             **model.provenance,
+            "weights": fingerprint(model.hf),
         },
         "device": model.device.type,
         "template": batch.template,

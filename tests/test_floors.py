@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "safetyheads"
 FLOORS = [  # a folder or a file of the top; it imports from the lines above its own, and within its own folder
-    ["choices"],
+    ["choices", "versions"],
     ["storage", "metrics", "stats", "progress"],
     ["prompts"],
     ["models", "heads", "plots", "judges", "jailbreaks"],

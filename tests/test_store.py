@@ -243,14 +243,13 @@ def test_a_damaged_layer_is_computed_again_and_the_rest_is_kept(tmp_path, monkey
 
 def counting_layers(monkeypatch):
     """The layers that sweeps run from now on."""
-    run, real = [], sweep._sweep_layer
+    run, real = [], sweep.climb
 
-    def counted(*arguments):
-        edits = next(a for a in arguments if isinstance(a, list) and hasattr(a[0], "first_layer"))
-        run.append(edits[0].first_layer)
-        return real(*arguments)
+    def counted(groups, looked, *rest):
+        run.extend(looked)
+        return real(groups, looked, *rest)
 
-    monkeypatch.setattr(sweep, "_sweep_layer", counted)
+    monkeypatch.setattr(sweep, "climb", counted)
     return run
 
 

@@ -14,6 +14,7 @@ from safetyheads.interventions.ablations import (
     as_ablation,
     describe,
 )
+from safetyheads.interventions.site import Variant
 from safetyheads.metrics import Metric, Ships, as_metric
 
 
@@ -59,6 +60,16 @@ class Measurement:
         """Several heads ablated at once."""
         return AblateHeads(tuple(heads), self._done_to_heads)
 
+    def has_whole_layers(self, variants: Sequence[Variant]) -> bool:
+        """Whether these are all heads of some layers under the measurement's ablation, less those that are given, in
+        order."""
+        if self.ablation is None:
+            return False
+        given = self.given.heads if self.given else ()
+        layers = sorted({variant.first_layer for variant in variants})
+        heads = [head for head in self.heads(layers) if head not in given]
+        return list(variants) == self.variants(heads)
+
     @property
     def _done_to_heads(self) -> Ablation:
         if self.ablation is None:
@@ -81,6 +92,7 @@ def measure(
     model, batch = inputs.model, inputs.batch
     ablation = UndifferentiatedAttention() if ablation is None else as_ablation(ablation)
     metric = Ships() if metric is None else as_metric(metric)
+    model.require_readable(ablation.needs, str(ablation))
     if "donor" in ablation.needs and len(batch) < 2:
         raise ValueError(
             f"{ablation} borrows from another prompt, and there is 1 prompt; give at least 2 prompts"

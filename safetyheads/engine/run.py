@@ -1,32 +1,32 @@
 """Where does a sweep run: here or in workers, and from what is stored on?"""
 
 from collections.abc import Sequence
-from typing import Any
 
-from safetyheads.engine.execution import Execution
+from safetyheads.engine.execution import HERE, Execution
 from safetyheads.engine.measurement import Measurement
 from safetyheads.engine.shards import note_engine, sweep_apart
-from safetyheads.engine.sweep import Swept, Variant, sweep
+from safetyheads.engine.sweep import Swept, sweep
+from safetyheads.interventions.site import Variant
 from safetyheads.progress import bar
 from safetyheads.storage.store import Store
 
 
 def run(
-    measurement: Measurement,
-    variants: Sequence[Variant],
-    execution: Execution,
-    **what: Any,
+    measurement: Measurement, variants: Sequence[Variant], execution: Execution = HERE
 ) -> Swept:
     """Run variants of a measurement, and keep what its metric reads of each.
 
-    `what` says in the store's manifest what the variants are; none is needed for every head of a layer that is not
-    given.
+    A store keeps whole layers of heads together, whichever layers a run is of; other variants have a store of their
+    own, by their description.
 
     Raises what `sweep` and the executor raise.
     """
     store = None
     if execution.store is not None:
-        store = Store(execution.store, measurement.manifest(execution, **what))
+        manifest = measurement.manifest(execution)
+        if not measurement.has_whole_layers(variants):
+            manifest["variants"] = [variant.describe() for variant in variants]
+        store = Store(execution.store, manifest)
     passes = len(variants) * len(measurement.inputs.batch)
     with bar(passes, measurement.label, "pass", execution.progress) as shown:
         if execution.executor is None:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from safetyheads.engine.execution import Execution
 from safetyheads.engine.measurement import Measurement
-from safetyheads.engine.sweep import Swept, Variant, sweep
+from safetyheads.engine.sweep import Swept, sweep
 from safetyheads.inputs import Inputs
 from safetyheads.interventions.ablating import AblateHeads
+from safetyheads.interventions.site import Variant
 from safetyheads.metrics import Metric
 from safetyheads.models.hooked import HookedModel, ModelSource
 from safetyheads.models.opening import reopen
@@ -172,9 +173,9 @@ def _shard(measurement: Measurement, rows: int | None) -> Shard:
     model, batch = measurement.inputs.model, measurement.inputs.batch
     if model.opened_from is None:
         raise ValueError(
-            f"{model.name} was loaded by the caller, and a loaded model cannot travel to other processes; save it "
-            "with model.save_pretrained(folder) and its tokenizer beside it, and give the folder (or a name, or a Hub "
-            "id) instead, or leave executor out"
+            f"{model.name} was loaded by the caller, and a loaded model cannot travel to other processes; write it "
+            "with safetyheads.save_model(model, folder) and give the folder (or a name, or a Hub id) instead, or leave "
+            "executor out"
         )
     bare = replace(batch, texts=("",) * len(batch))
     return Shard(

@@ -1,8 +1,13 @@
-"""Which heads are ablated: one, or several at once?"""
+"""Which heads are ablated: one, or several at once?
+
+At the layer where a pass starts, an ablation is a closed form on what the clean pass holds: what the head's change adds
+through W_O is added to the cached attention output. In the layers above it happens in flight.
+"""
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,19 +15,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safetyheads.heads import Head, parse_heads
-from safetyheads.interventions.ablations import Ablation, HeadActs, as_ablation
+from safetyheads.interventions.ablations import Ablation, HeadActs, as_ablation, describe
+from safetyheads.interventions.site import Site, Start, edited
 from safetyheads.models.blocks import Blocks
-from safetyheads.models.editing import ZEdit, editing
+from safetyheads.models.editing import ZEdit, editing, replacing_z
 from safetyheads.models.hooked import HookedModel
 from safetyheads.prompts import TokenBatch
 
 
 @dataclass(frozen=True)
 class AblateHead:
-    """One head under one ablation: a variant of the forward pass that a sweep runs."""
+    """One head under one ablation."""
 
     head: Head
+    """The head, or its name."""
     ablation: Ablation
+    """What is done to it, or its name."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "head", parse_heads([self.head])[0])
@@ -37,6 +45,31 @@ class AblateHead:
     def first_layer(self) -> int:
         """The layer from which on the pass differs from the baseline."""
         return self.head.layer
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.ablation.needs | {"acts"}
+
+    @property
+    def label(self) -> str:
+        return f"ablating {self.head}"
+
+    def describe(self) -> dict[str, Any]:
+        return {"head": str(self.head), "ablation": describe(self.ablation)}
+
+    def start(self, site: Site) -> Start:
+        acts = _acts(site)
+        return Start(site.resid, acts.attn_out + change(site, self.head, self.ablation))
+
+    def in_flight(self, site: Site) -> Start:
+        return Start(site.resid, None, (flying(site, self.head, self.ablation),))
+
+    @contextlib.contextmanager
+    def plainly(self, site: Site) -> Iterator[None]:
+        """Written into the head's own z, so that the model's own W_O reads it."""
+        z = ablated_z(site, self.head, self.ablation)
+        with replacing_z(site.model, *self.head, lambda _: z):
+            yield
 
     @contextlib.contextmanager
     def active(self, model: HookedModel) -> Iterator[None]:
@@ -73,6 +106,39 @@ class AblateHeads:
         """The layer from which on the pass differs from the baseline."""
         return min(head.layer for head in self.heads)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.ablation.needs | {"acts"}
+
+    @property
+    def label(self) -> str:
+        return f"ablating {', '.join(map(str, self.heads))}"
+
+    def describe(self) -> dict[str, Any]:
+        return {"heads": [str(head) for head in self.heads], "ablation": describe(self.ablation)}
+
+    def start(self, site: Site) -> Start:
+        acts = _acts(site)
+        above = tuple(edit for edit in self._flying(site) if edit.layer > site.layer)
+        return Start(site.resid, acts.attn_out + self.change(site), above)
+
+    def change(self, site: Site) -> Float[Tensor, "prompt pos d_model"]:
+        """What ablating the heads of the site's layer adds to its attention output."""
+        here = [head for head in self.heads if head.layer == site.layer]
+        changes = [change(site, head, self.ablation) for head in here]
+        return changes[0] if len(changes) == 1 else torch.stack(changes).sum(0)
+
+    def in_flight(self, site: Site) -> Start:
+        return Start(site.resid, None, self._flying(site))
+
+    def _flying(self, site: Site) -> tuple[ZEdit, ...]:
+        return tuple(flying(site, head, self.ablation) for head in self.heads)
+
+    @contextlib.contextmanager
+    def plainly(self, site: Site) -> Iterator[None]:
+        with edited(site, self.in_flight(site)):
+            yield
+
     @contextlib.contextmanager
     def active(self, model: HookedModel) -> Iterator[None]:
         """Within the context, every forward pass of the model has these heads ablated, in generation too.
@@ -88,6 +154,7 @@ class AblateHeads:
     def edits(self, model: HookedModel, part: tuple[int, int] = (0, 1)) -> list[ZEdit]:
         """What `models.editing.editing` takes; `part` says in which rows of a pass the heads are ablated."""
         needs = self.ablation.needs
+        model.require_readable(needs, str(self.ablation))
         if "donor" in needs:
             raise ValueError(
                 f"{self.ablation} borrows from another prompt, and a forward pass in flight has none to borrow from; "
@@ -107,6 +174,65 @@ class AblateHeads:
             return ZEdit(*head, edit, scores="scores" in needs, part=part)
 
         return [edit_of(head) for head in self.heads]
+
+
+def _acts(site: Site) -> Any:
+    if site.acts is None:
+        raise ValueError(
+            f"nobody looked at the heads of layer {site.layer}: a variant's needs must name acts"
+        )
+    return site.acts
+
+
+def change(site: Site, head: Head, ablation: Ablation) -> Float[Tensor, "prompt pos d_model"]:
+    """What ablating a head of the site's layer adds to its attention output."""
+    z = _acts(site).z[:, :, head.head]
+    return Blocks(site.model).write(head.layer, head.head, ablated_z(site, head, ablation) - z)
+
+
+def ablated_z(site: Site, head: Head, ablation: Ablation) -> Float[Tensor, "prompt pos d_head"]:
+    """What replaces z of a head of the site's layer."""
+    acts = _acts(site)
+    return _ablate(
+        site,
+        head,
+        ablation,
+        z=acts.z[:, :, head.head],
+        v=acts.v[:, :, head.head // (site.model.n_heads // acts.v.shape[2])],
+        visible=acts.visible.expand(len(acts.z), -1, -1),
+        scores=acts.scores[:, head.head] if acts.scores is not None else None,
+        sink=acts.sinks[head.head] if acts.sinks is not None else None,
+    )
+
+
+def flying(site: Site, head: Head, ablation: Ablation) -> ZEdit:
+    """The ablation of a head in any layer, in flight, on passes over the site's prompts."""
+    return ZEdit(
+        *head,
+        partial(_ablate, site._replace(acts=None), head, ablation),
+        "scores" in ablation.needs,
+    )
+
+
+def _ablate(
+    site: Site, head: Head, ablation: Ablation, **acts: Any
+) -> Float[Tensor, "row query d_head"]:
+    """What replaces z of one head, of all tokens or of those of a pass in flight."""
+    reference = site.references.get(head.layer)
+    mean = lend = None
+    if reference is not None and "mean" in ablation.needs:
+        mean = reference.mean[head.head]
+    if reference is not None and "donor" in ablation.needs:
+        whole = reference
+
+        def lend(seed: int) -> Tensor:
+            end = acts["v"].shape[1]
+            donor = whole.donor(site.prompts, end, head.head, seed)[:, end - acts["z"].shape[1] :]
+            # Within the prefix, which the prompts share, a row stands for all prompts.
+            donor = donor[:1] if end <= site.prefix else donor
+            return donor.repeat(len(acts["z"]) // len(donor), 1, 1)
+
+    return ablation(HeadActs(**acts, softcap=site.model.score_softcap, mean=mean, donor=lend))
 
 
 @torch.inference_mode()

@@ -30,12 +30,14 @@ class HeadActs(NamedTuple):
     """Which keys each query may see, from the model's own mask (padding and sliding windows included)."""
     scores: Float[Tensor, "row query key"] | None = None
     """Attention scores before the softmax, after QK-norm and rotary embedding, any softcap undone."""
+    sink: Float[Tensor, ""] | None = None
+    """The learned score with which the head's sink joins the softmax, where the model has sinks (gpt-oss)."""
     softcap: float | None = None
     """The bound of tanh soft-capping on the scores, or None (Gemma-2 has 50)."""
     mean: Float[Tensor, " d_head"] | None = None
     """Mean of `z` over all real tokens of all prompts."""
-    donor: Float[Tensor, "row query d_head"] | None = None
-    """The same head's `z` on another prompt, aligned token by token."""
+    donor: Callable[[int], Float[Tensor, "row query d_head"]] | None = None
+    """The same head's `z` on another prompt, aligned token by token, by the seed that assigns prompts to prompts."""
 
 
 @runtime_checkable
@@ -54,7 +56,8 @@ class UndifferentiatedAttention:
     """Attend to all visible tokens alike (Ships, Eq. 7): softmax(epsilon q k^T / sqrt(d_head)) v.
 
     epsilon = 0 is the limit and has a closed form: the mean of the visible values (for causal attention, a running
-    mean). epsilon > 0 scales the query where the paper's code does, and after QK-norm where the model has one (before
+    mean). A learned attention sink is no query's and stays as it is: it takes its share of the softmax at any epsilon.
+    epsilon > 0 scales the query where the paper's code does, and after QK-norm where the model has one (before
     it, the norm would undo the scaling). The paper's text has epsilon = 1e-5; its code has 1e-4, 1e-5 and 1e-10.
 
     >>> v = torch.tensor([[[2.0], [4.0]]]); causal = torch.tensor([[[True, False], [True, True]]])
@@ -71,7 +74,7 @@ class UndifferentiatedAttention:
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"scores"} if self.epsilon else ())
+        return frozenset({"values", "scores"} if self.epsilon else {"values"})
 
     def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
         scores = torch.zeros_like(acts.visible, dtype=torch.float32)
@@ -81,7 +84,10 @@ class UndifferentiatedAttention:
                 scores = acts.softcap * torch.tanh(scores / acts.softcap)
         # A query that sees nothing is padding; whatever it gets must be a number.
         hidden = ~acts.visible & acts.visible.any(-1, keepdim=True)
-        pattern = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if acts.sink is not None:
+            scores = torch.cat([scores, acts.sink.float().expand(*scores.shape[:2], 1)], -1)
+        pattern = scores.softmax(-1)[..., : acts.v.shape[1]]
         return pattern.to(acts.v.dtype) @ acts.v
 
 
@@ -151,10 +157,10 @@ class ResampleAblation:
             raise ValueError(f"seed is {self.seed!r}; it must be a whole number")
 
     def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
-        return _given(acts.donor, self)
+        return _given(acts.donor, self)(self.seed)
 
 
-def _given(value: Tensor | None, ablation: Ablation) -> Tensor:
+def _given(value: Any, ablation: Ablation) -> Any:
     if value is None:
         raise ValueError(f"{ablation} needs HeadActs.{', '.join(ablation.needs)}, which is None")
     return value

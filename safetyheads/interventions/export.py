@@ -13,12 +13,13 @@ Resampling depends on the prompt and cannot be written. Keys and values are neve
 share them. What was written is opened again with plain transformers and compared with the hooked model.
 """
 
+import contextlib
 import copy
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from safetyheads.interventions.ablations import (
     ScalingContribution,
     UndifferentiatedAttention,
     ZeroAblation,
+    as_ablation,
     describe,
 )
 from safetyheads.models.checkpoints import load_checkpoint, quiet_transformers
@@ -70,7 +72,7 @@ def export_ablated(
     heads: Sequence[Head | str | tuple[int, int]],
     folder: str | Path,
     *,
-    ablation: Ablation | None = None,
+    ablation: Ablation | str | None = None,
     prompts: PromptSet | Sequence[str] | str | Path | None = None,
     template: str | None = None,
 ) -> Export:
@@ -84,13 +86,10 @@ def export_ablated(
     a head is not in the model; FileExistsError where `folder` holds something; PermissionError where nothing can be
     written there.
     """
-    ablation = UndifferentiatedAttention() if ablation is None else ablation
+    ablation = UndifferentiatedAttention() if ablation is None else as_ablation(ablation)
     model, folder = load_model(model), Path(folder).expanduser().absolute()
     chosen = _heads_of(model, heads)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"{folder} is not empty, and an export overwrites nothing; name a new folder"
-        )
+    _require_new(folder)
     ablated = AblateHeads(tuple(chosen), ablation, _mean_of(model, ablation, prompts, template))
     plain = _plain_copy(model)
     attentions = _attentions(model, plain)
@@ -98,11 +97,7 @@ def export_ablated(
     for head in chosen:
         _write_head(model, attentions[head.layer], head, ablated)
     changed = [name for name, t in plain.state_dict().items() if t.data_ptr() != before[name]]
-    work = writable_folder(folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial"))
-    try:
-        with quiet_transformers():
-            plain.save_pretrained(work)
-            model.tokenizer.save_pretrained(work)
+    with _written(folder, plain, model.tokenizer) as work:
         del plain, attentions
         difference, largest = _compare(model, ablated, work)
         manifest = {
@@ -113,12 +108,45 @@ def export_ablated(
             "max_logit_difference": difference,
         }
         (work / "safetyheads.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return Export(folder, difference, largest, tuple(changed))
+
+
+def save_model(model: Any, folder: str | Path) -> Path:
+    """Write a model as it is, with its tokenizer, as a folder that any other process can open.
+
+    `model` is whatever `load_model` takes: one that was loaded and wrapped cannot be saved by its own
+    `save_pretrained` any more. Returns the folder.
+
+    Raises FileExistsError where `folder` holds something, PermissionError where nothing can be written there, and
+    ValueError for packed weights.
+    """
+    model, folder = load_model(model), Path(folder).expanduser().absolute()
+    _require_new(folder)
+    with _written(folder, _plain_copy(model), model.tokenizer):
+        return folder
+
+
+def _require_new(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} is not empty, and an export overwrites nothing; name a new folder"
+        )
+
+
+@contextlib.contextmanager
+def _written(folder: Path, plain: Any, tokenizer: Any) -> Iterator[Path]:
+    """The model and its tokenizer in a folder beside the one that is meant, which it becomes at the end."""
+    work = writable_folder(folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial"))
+    try:
+        with quiet_transformers():
+            plain.save_pretrained(work)
+            tokenizer.save_pretrained(work)
+        yield work
         if folder.exists():
             folder.rmdir()
         os.replace(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return Export(folder, difference, largest, tuple(changed))
 
 
 def _heads_of(model: HookedModel, heads: Sequence[Head | str | tuple[int, int]]) -> list[Head]:

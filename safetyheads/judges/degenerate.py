@@ -1,10 +1,12 @@
 """Is an answer empty, a loop, or no language?"""
 
+import itertools
 import re
 from collections.abc import Sequence
 
 from safetyheads.judges.wording import normalise, scripts
 
+_VOWELS = frozenset("aeiouy")
 _ITEM = re.compile(r"\n+|(?:^|(?<=\s))(?:\d{1,3}[.)]|[-•*])\s")
 
 
@@ -27,8 +29,8 @@ def is_degenerate(text: str, shortest: int = 2) -> bool:
     words = _words(text)
     few = len(words) >= 20 and len(set(words)) < 0.3 * len(words)
     return (
-        _loops(" ".join(" ".join(item) for item in items) if len(items) >= 3 else text)
-        or _loops(text)
+        _loops(text)
+        or (len(items) >= 3 and _loops(" ".join(itertools.chain(*items))))
         or (few and not _itemises(items))
         or _symbols(text)
         or _unpronounceable([word for word in words if word.upper() not in capitals])
@@ -88,5 +90,5 @@ def _loops(text: str) -> bool:
 def _unpronounceable(words: Sequence[str]) -> bool:
     """Whether most of the longer Latin words have no vowel."""
     longer = [word for word in words if len(word) >= 4 and word.isascii()]
-    vowelless = sum(not re.search("[aeiouy]", word) for word in longer)
+    vowelless = sum(_VOWELS.isdisjoint(word) for word in longer)
     return len(longer) >= 3 and vowelless > 0.5 * len(longer)

@@ -69,7 +69,8 @@ def _is_own(prompt: str, text: str, begin: int, end: int) -> bool:
 
 def _refuses(prompt: str, text: str, opening: int, reach: int) -> bool:
     """Whether a normalised answer, in its own words, refuses."""
-    text = " ".join(_IDIOM.sub(" ", text[: 20 * reach]).split())
+    near, rest = text[: 10 * reach], text[10 * reach : 20 * reach]
+    text = " ".join(f"{_IDIOM.sub(' ', near)}{rest}".split())
     near = first_words(text, reach)
     if _NO_SUCH_THING.search(text[: 2 * opening]) or UNCLEAR.search(text[: 2 * opening]):
         return False

@@ -20,16 +20,20 @@ class AttentionActs(NamedTuple):
     scores: Float[Tensor, "prompt head pos pos"] | None
     """Attention scores after QK-norm and rotary embedding, softcap undone, up to a constant a
     query; kept if asked for."""
+    sinks: Float[Tensor, " head"] | None = None
+    """What each head's attention sink adds to the softmax, where the model has sinks."""
 
 
 def hooks_on_heads(
-    layer: int, kept: dict[str, Any], *, scores: bool
+    layer: int, kept: dict[str, Any], *, scores: bool, clip: float | None = None
 ) -> list[tuple[str, Callable[..., None]]]:
-    """Hooks that keep what one layer's heads do under the hooks' names."""
+    """Hooks that keep what one layer's heads do under the hooks' names; values as attention clips them."""
 
     def keep(name: str) -> tuple[str, Callable[..., None]]:
         def hook(tensor: Tensor, hook: Any) -> None:
             kept[name] = tensor.detach()
+            if clip and name == "hook_v":
+                kept[name] = kept[name].clamp(-clip, clip)
 
         return f"blocks.{layer}.attn.{name}", hook
 
@@ -49,3 +53,11 @@ def scores_before_softmax(
     if cap := softcap:
         return cap * torch.atanh((scores / cap).clamp(-1 + 1e-7, 1 - 1e-7))
     return scores
+
+
+def sink_scores(attention: Any) -> Float[Tensor, " head"] | None:
+    """The learned score with which each head's sink joins the softmax (gpt-oss), or None."""
+    while hasattr(attention, "original_component"):
+        attention = attention.original_component
+    sinks = getattr(attention, "sinks", None)
+    return None if sinks is None else sinks.detach()

@@ -10,8 +10,14 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from safetyheads.models.attention import AttentionActs, hooks_on_heads, scores_before_softmax
+from safetyheads.models.attention import (
+    AttentionActs,
+    hooks_on_heads,
+    scores_before_softmax,
+    sink_scores,
+)
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.packing import attention_gives, block_beneath, packed
 from safetyheads.models.replaying import (
@@ -21,6 +27,9 @@ from safetyheads.models.replaying import (
     replay,
     visible_keys,
 )
+
+PLAIN = (nn.Linear, Conv1D)
+"""Output projections whose rows are W_O of the heads, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +96,11 @@ class Blocks:
         *,
         cache: SharedPrefix | None = None,
         attn_out: Float[Tensor, "row pos d_model"] | None = None,
-        kernel: str = "bridge",
+        kernel: str = "hooked",
     ) -> Float[Tensor, "row pos d_model"]:
         """One block with a recorded call, its cache replaced by `cache`; with `attn_out`, attention is not run.
 
-        `kernel` is one of `kernels`; only `bridge` has the hook points.
+        `kernel` is one of `kernels`; only `hooked` has the hook points.
         """
         block, attention = self.modules(layer, kernel)
         with packed(attention, call.packing), attention_gives(attention, attn_out):
@@ -104,7 +113,7 @@ class Blocks:
         call: BlockCall,
         *,
         cache: SharedPrefix | None = None,
-        kernel: str = "bridge",
+        kernel: str = "hooked",
     ) -> Float[Tensor, "row pos d_model"]:
         """What one block's attention adds to the residual stream; the rest of the block is not run."""
 
@@ -140,7 +149,7 @@ class Blocks:
             lambda _m, _i, out: kept.update(attn_out=first_of(out))
         )
         try:
-            with self.model.bridge.hooks(fwd_hooks=hooks_on_heads(layer, kept, scores=scores)):
+            with self.model.bridge.hooks(fwd_hooks=self._hooks(layer, kept, scores=scores)):
                 resid_post = self.run(layer, resid, call)
         finally:
             handle.remove()
@@ -154,6 +163,7 @@ class Blocks:
                 (*call.args, *call.kwargs.values()), shape[1], shape[1], resid.device
             ),
             scores=scores_before_softmax(kept, self.model.score_softcap) if scores else None,
+            sinks=sink_scores(attention),
         )
 
     def pull_back(
@@ -193,7 +203,30 @@ class Blocks:
         self, layer: int, head: int, z: Float[Tensor, "*row d_head"]
     ) -> Float[Tensor, "*row d_model"]:
         """What a change of one head's z adds to the attention output: z W_O, without the bias."""
-        return z @ self.model.bridge.blocks[layer].attn.W_O[head].to(z.dtype)
+        projection = self._projection(layer)
+        if type(projection) in PLAIN:
+            return z @ self.model.bridge.blocks[layer].attn.W_O[head].to(z.dtype)
+        # An adapter, or weights that are packed: the module itself says what it makes of one head's z.
+        width = self.model.n_heads * self.model.d_head
+        place = slice(head * self.model.d_head, (head + 1) * self.model.d_head)
+        wide = z.new_zeros(*z.shape[:-1], width)
+        wide[..., place] = z
+        return projection(wide) - projection(torch.zeros_like(wide[..., :1, :]))
+
+    def project(
+        self, layer: int, z: Float[Tensor, "row pos *heads"]
+    ) -> Float[Tensor, "row pos d_model"]:
+        """All heads' z through the output projection itself, bias included."""
+        return self._projection(layer)(z.flatten(2))
+
+    def _projection(self, layer: int) -> nn.Module:
+        module: Any = self.model.bridge.blocks[layer].attn.o
+        while hasattr(module, "original_component"):
+            module = module.original_component
+        return module
+
+    def _hooks(self, layer: int, kept: dict[str, Any], *, scores: bool) -> Any:
+        return hooks_on_heads(layer, kept, scores=scores, clip=self.model.value_clip)
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -202,11 +235,15 @@ class Blocks:
         own with its hook points."""
         # Fused attention has no place for soft-capping and leaves it out without a word.
         fused = getattr(self.model.hf, "_supports_sdpa", False) and not self.model.score_softcap
-        return ("packed", "sdpa", "eager", "bridge") if fused else ("eager", "bridge")
+        if not fused:
+            return ("eager", "hooked")
+        # Packing stands in for attention where transformers asks an interface for it.
+        asks = getattr(self.model.hf, "_supports_attention_backend", False)
+        return ("packed", "sdpa", "eager", "hooked") if asks else ("sdpa", "eager", "hooked")
 
     def modules(self, layer: int, kernel: str) -> tuple[nn.Module, nn.Module]:
         """A block as one of `kernels` runs it, and the attention in it."""
-        if kernel == "bridge":
+        if kernel == "hooked":
             block = self.model.bridge.blocks[layer]
             return block, block.attn
         if (layer, kernel) not in self.model.twins:

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from safetyheads.models.attention import hooks_on_heads, scores_before_softmax
+from safetyheads.models.attention import hooks_on_heads, scores_before_softmax, sink_scores
 from safetyheads.models.blocks import Blocks
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.replaying import first_of, visible_keys, watch_cache
@@ -23,8 +23,8 @@ class ZEdit(NamedTuple):
     layer: int
     head: int
     edit: Callable[..., Tensor]
-    """Called with the keywords z [row query d_head], v [row key d_head], visible [row query key] and scores
-    [row query key] or None; gives the new z. With a cache there are more keys than queries."""
+    """Called with the keywords z [row query d_head], v [row key d_head], visible [row query key], scores
+    [row query key] or None and sink [] or None; gives the new z. With a cache there are more keys than queries."""
     scores: bool = False
     """Whether `edit` needs the scores."""
     part: tuple[int, int] = (0, 1)
@@ -94,7 +94,9 @@ def _edit_layer(
     attention = model.bridge.blocks[layer].attn
     handles.append(attention.register_forward_pre_hook(before, with_kwargs=True))
     handles.append(attention.register_forward_hook(after))
-    return hooks_on_heads(layer, kept, scores=any(edit.scores for edit in edits))
+    return hooks_on_heads(
+        layer, kept, scores=any(edit.scores for edit in edits), clip=model.value_clip
+    )
 
 
 def _change(
@@ -111,6 +113,7 @@ def _change(
     rows, queries, keys = len(z), z.shape[1], v.shape[1]
     visible = visible_keys(kept["passed"], queries, keys, z.device).expand(rows, -1, -1)
     scores = scores_before_softmax(kept, model.score_softcap) if "hook_pattern" in kept else None
+    sinks = sink_scores(model.bridge.blocks[layer].attn)
     change = z.new_zeros(rows, queries, model.d_model)
     for _, head, edit, _, (number, parts) in edits:
         own = slice(number * rows // parts, (number + 1) * rows // parts)
@@ -120,6 +123,7 @@ def _change(
             v=v[own, :, head // (model.n_heads // v.shape[2])],
             visible=visible[own],
             scores=None if scores is None else scores[own, head],
+            sink=None if sinks is None else sinks[head],
         )
         change[own] += Blocks(model).write(layer, head, new - old)
     return change

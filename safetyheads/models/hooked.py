@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+ORIGINAL = ("original_max_position_embeddings", "max_position_embeddings")
+"""Where a config says up to which length the rotary angles are those of training."""
+
+
 class ModelSource(NamedTuple):
     """What `load_model` was given to open a model: enough for another process to open the same one."""
 
@@ -41,6 +45,8 @@ class HookedModel:
     """Where the weights come from, and in what numerics."""
     opened_from: ModelSource | None = field(default=None, repr=False)
     """How another process opens the same model; None where a loaded model came."""
+    unreadable: dict[str, str] = field(default_factory=dict, repr=False)
+    """What of its heads cannot be read, `values` or `scores`, and why; ablations that need it are refused."""
     norm_in_unembedding: bool = False
     """Whether the final states are those before the last norm, which then is the unembedding's first step."""
     twins: dict[tuple[int, str], tuple[nn.Module, nn.Module]] = field(
@@ -111,6 +117,54 @@ class HookedModel:
     def score_softcap(self) -> float | None:
         """The bound of tanh soft-capping on attention scores, or None."""
         return getattr(self.hf.config, "attn_logit_softcapping", None)
+
+    @property
+    def value_clip(self) -> float | None:
+        """The bound to which attention clips its values, or None (OLMo has one)."""
+        config: Any = self.hf.config
+        inner = getattr(config, "attn_config", None)
+        return getattr(config, "clip_qkv", None) or getattr(inner, "clip_qkv", None)
+
+    def require_batch(self, lengths: Int[Tensor, " prompt"], largest: int) -> None:
+        """Raise ValueError for a token beyond the embedding, or prompts that would be others together than alone.
+
+        Some rotary embeddings choose their angles by the longest row of a pass ("longrope", "dynamic").
+        """
+        embedded = int(self.hf.get_input_embeddings().weight.shape[0])
+        if largest >= embedded:
+            raise ValueError(
+                f"the prompts hold token {largest}, and {self.name} embeds {embedded} tokens; give the tokenizer that "
+                "the model was trained with, or resize the embedding"
+            )
+        config: Any = self.hf.config
+        rope = getattr(config, "rope_parameters", None) or {}
+        kind = rope.get("rope_type")
+        if kind not in ("longrope", "dynamic"):
+            return
+        known = [d[name] for name in ORIGINAL for d in (rope, vars(config)) if d.get(name)]
+        first = int(known[0]) if known else self.context
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        if longest > first and (shortest <= first if kind == "longrope" else shortest < longest):
+            raise ValueError(
+                f"{self.name} changes its rotary angles ({kind}) for prompts of more than {first} tokens, and these "
+                f"have {shortest} to {longest}: together they would not be what each is alone; score those of at most "
+                f"{first} tokens, and the longer ones{'' if kind == 'longrope' else ' of each length'}, in calls of "
+                "their own"
+            )
+
+    def rest(self) -> None:
+        """Put the model into evaluation mode, in which alone its outputs are a function of the tokens."""
+        for module in (self.bridge, self.hf, *(block for block, _ in self.twins.values())):
+            if any(part.training for part in module.modules()):
+                module.eval()
+
+    def require_readable(self, needs: frozenset[str], what: str) -> None:
+        """Raise ValueError if something reads of the heads what cannot be read of this model."""
+        for need in sorted(needs & self.unreadable.keys()):
+            raise ValueError(
+                f"{what} is not defined for {self.name}: {self.unreadable[need]}; take ZeroAblation(), MeanAblation() "
+                "or ScalingContribution(), which read a head's output alone"
+            )
 
     def states_and_logits(
         self, ids: Int[Tensor, "row pos"]

@@ -4,17 +4,23 @@
 """
 
 import copy
-from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from safetyheads.models.cache_names import name_caches
 from safetyheads.models.checkpoints import KNOWN_MODELS, load_checkpoint
+from safetyheads.models.fingerprint import fingerprint
+from safetyheads.models.gate import Checked, check, reference
 from safetyheads.models.hooked import HookedModel, ModelSource
+from safetyheads.models.unwrapping import unwrapped
+from safetyheads.versions import warn_of_untried
+
+FOREIGN = (RuntimeError, AttributeError, KeyError, IndexError, TypeError, ZeroDivisionError)
+"""What an architecture that is built otherwise raises from within."""
 
 
 def load_model(
@@ -29,12 +35,14 @@ def load_model(
     local folder, a `.gguf` file, a loaded Hugging Face causal LM (give its `tokenizer`, or a pair of both), or a
     TransformerBridge. A loaded Hugging Face model is wrapped in place: it keeps its outputs, computes
     attention eagerly from then on, and cannot be saved through its own `save_pretrained` any more; wrapping
-    it again gives the same wrapper.
+    it again gives the same wrapper. A model in training mode is put into evaluation mode, and stays there. What the
+    wrapper computes is compared with the model as it came; see `models/gate.py`.
 
     Raises ValueError (an unknown name, with near matches; not a decoder; no tokenizer), FileNotFoundError (no such
     file), ConnectionError (the Hub is needed and out of reach).
     """
     if isinstance(x, HookedModel):
+        x.rest()
         return x
     if isinstance(x, tuple) and len(x) == 2:
         x, tokenizer = x
@@ -57,14 +65,14 @@ def load_model(
         raise ValueError(
             f"{type(x).__name__} came without a tokenizer; pass load_model(model, tokenizer=...)"
         )
-    hf = x.original_model if is_bridge else x
+    hf = x.original_model if is_bridge else unwrapped(x)
     if not is_bridge:
         _require_decoder(hf)
     bridge = (
         x if is_bridge else _boot(hf, getattr(hf.config, "_name_or_path", "") or type(hf).__name__)
     )
     name = getattr(hf.config, "_name_or_path", "") or type(hf).__name__
-    return _opened(bridge, tokenizer, name, {"source": "memory", "weights": _weights_digest(hf)})
+    return _opened(bridge, tokenizer, name, {"source": "memory", "weights": fingerprint(hf)})
 
 
 def random_copy(model: HookedModel, seed: int = 0) -> HookedModel:
@@ -78,7 +86,7 @@ def random_copy(model: HookedModel, seed: int = 0) -> HookedModel:
         torch.manual_seed(seed)
         hf = type(source)(copy.deepcopy(source.config)).to(model.device, model.dtype).eval()
     name = f"{model.name} (random weights, seed {seed})"
-    provenance = {"source": "random", "seed": seed, "weights": _weights_digest(hf)}
+    provenance = {"source": "random", "seed": seed, "weights": fingerprint(hf)}
     return _opened(_boot(hf, name), model.tokenizer, name, provenance)
 
 
@@ -104,6 +112,7 @@ def _opened(
         )
     bridge.eval()
     name_caches(bridge)
+    warn_of_untried()
     if "blocks.0.attn.hook_z" not in bridge.hook_dict:
         raise ValueError(f"{name} has no attention heads to ablate: its first block has no hook_z")
     dtype = next(bridge.original_model.parameters()).dtype
@@ -113,20 +122,38 @@ def _opened(
         "transformer_lens": version("transformer-lens"),
     }
     provenance = {**provenance, "dtype": str(dtype).removeprefix("torch."), "versions": versions}
-    return HookedModel(bridge, tokenizer, name, provenance, opened_from)
+    model = HookedModel(bridge, tokenizer, name, provenance, opened_from)
+    checked = _checked(model)
+    provenance["gate"] = checked.report
+    return replace(model, unreadable=checked.unreadable)
+
+
+def _checked(model: HookedModel) -> Checked:
+    """What the gate finds of a model, once; an error from within it says that the model cannot be run in parts."""
+    about = vars(model.hf)
+    if "_safetyheads_checked" not in about:
+        try:
+            about["_safetyheads_checked"] = check(model, about.pop("_safetyheads_reference", None))
+        except FOREIGN as error:
+            raise ValueError(
+                f"{model.name} ({type(model.hf).__name__}) cannot be run block by block as these probes do "
+                f"({type(error).__name__}: {str(error)[:200]}); use a decoder such as Llama, Mistral, Qwen, Gemma, "
+                "Phi, GPT-2 or NeoX"
+            ) from error
+    found: Checked = about["_safetyheads_checked"]
+    return found
 
 
 def _boot(hf: Any, name: str) -> Any:
     """The bridge of a Hugging Face model; booting one twice would nest the hooks, so each is booted once."""
     if "_safetyheads_bridge" in vars(hf):
         return vars(hf)["_safetyheads_bridge"]
+    before = reference(hf.eval())
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     architecture = type(hf).__name__
     try:
-        bridge = build_bridge_from_module(
-            hf.eval(), architecture, hf_config=hf.config, tokenizer=None
-        )
+        bridge = build_bridge_from_module(hf, architecture, hf_config=hf.config, tokenizer=None)
     except (ValueError, KeyError) as error:
         raise ValueError(
             f"{name}: TransformerLens cannot wrap the architecture {architecture} ({error}); "
@@ -134,6 +161,7 @@ def _boot(hf: Any, name: str) -> Any:
         ) from error
     # Past nn.Module.__setattr__, which would make the bridge a submodule of the model that it wraps.
     object.__setattr__(hf, "_safetyheads_bridge", bridge)
+    object.__setattr__(hf, "_safetyheads_reference", before)
     return bridge
 
 
@@ -154,20 +182,6 @@ def _require_decoder(model: Any) -> None:
             f"expected a decoder-only causal language model, and a {type(model).__name__} came; "
             "load it with transformers.AutoModelForCausalLM"
         )
-
-
-def _weights_digest(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and float64 sums of all weights: tells two models in memory apart."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    tensors: Sequence[tuple[str, Tensor]] = sorted(model.named_parameters())
-    for name, tensor in tensors:
-        total = tensor.detach().double()
-        digest.update(
-            f"{name}{tuple(tensor.shape)}{total.sum().item()}{total.abs().sum().item()}".encode()
-        )
-    return digest.hexdigest()
 
 
 def reopen(source: ModelSource) -> HookedModel:

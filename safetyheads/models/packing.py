@@ -143,6 +143,9 @@ def block_beneath(block: Any, kernel: str) -> tuple[nn.Module, nn.Module]:
         while isinstance(wrapped, GeneralizedComponent):
             wrapped = wrapped.original_component
         twin = copy.copy(wrapped)
+        # A forward that accelerate once replaced is left bound to the module that it came from.
+        if getattr(vars(twin).get("forward"), "__self__", None) is wrapped:
+            del vars(twin)["forward"]
         twin._modules = {name: m and plain(m) for name, m in wrapped._modules.items()}
         twin._forward_hooks = type(wrapped._forward_hooks)()
         if (config := getattr(twin, "config", None)) is not None:

@@ -24,10 +24,10 @@ from torch import Tensor
 from safetyheads.engine.execution import HERE, Execution
 from safetyheads.engine.measurement import Measurement, measure
 from safetyheads.engine.run import run
-from safetyheads.engine.sweep import Variant
 from safetyheads.heads import Head, heads_like, parse_heads
 from safetyheads.inputs import Side, Source, prepare
 from safetyheads.interventions.ablations import Ablation
+from safetyheads.interventions.site import Variant
 from safetyheads.metrics import Metric
 from safetyheads.storage.files import writable_folder, write_whole
 
@@ -342,9 +342,7 @@ class _Scorer:
 
     def groups(self, groups: Sequence[tuple[Head, ...]]) -> Float[Tensor, " group"]:
         """Each group ablated at once."""
-        named = [[list(head) for head in group] for group in groups]
-        variants = [self.measurement.group(group) for group in groups]
-        return self._score(self.measurement, variants, groups=named)
+        return self._score(self.measurement, [self.measurement.group(group) for group in groups])
 
     def with_given(
         self, heads: Sequence[Head], given: Sequence[Head]
@@ -355,9 +353,9 @@ class _Scorer:
         return self._score(measurement, measurement.variants(heads))
 
     def _score(
-        self, measurement: Measurement, variants: Sequence[Variant], **what: Any
+        self, measurement: Measurement, variants: Sequence[Variant]
     ) -> Float[Tensor, " variant"]:
-        swept = run(measurement, variants, self.execution, **what)
+        swept = run(measurement, variants, self.execution)
         self.exact = self.exact and swept.exact_resume
         return measurement.metric.score(swept.readings)[0].float().cpu()
 

@@ -25,13 +25,9 @@ from safetyheads.inputs import Inputs, Side, Source, prepare
 from safetyheads.interventions.ablations import Ablation, as_ablations
 from safetyheads.metrics import LastToken, Metric, as_metric
 from safetyheads.progress import bar
-from safetyheads.screening.screened import (
-    Method,
-    Screened,
-    as_method,
-    estimate_heads,
-    score_screened,
-)
+from safetyheads.screening.audit import Method, Screened, as_method
+from safetyheads.screening.estimates import estimate_heads
+from safetyheads.screening.screened import score_screened
 from safetyheads.storage.store import store_name
 
 
@@ -97,9 +93,7 @@ def _score_screened(
     engines = []
 
     def run_exactly(heads: Sequence[Head]) -> Tensor:
-        # A subset of a layer's heads never shares a store with the whole layer.
-        named = [str(head) for head in heads]
-        swept = run(measurement, measurement.variants(heads), execution, heads=named)
+        swept = run(measurement, measurement.variants(heads), execution)
         engines.append(swept.exact_resume)
         return swept.readings
 

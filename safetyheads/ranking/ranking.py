@@ -31,7 +31,7 @@ from safetyheads.plots.writing import write_html
 from safetyheads.probes.single_heads import score_measurements
 from safetyheads.prompts import PromptSet
 from safetyheads.ranking.study import DEFAULT_ABLATIONS, DEFAULT_METRIC, Null, Study, require_top
-from safetyheads.screening.screened import Method, Screened, as_method
+from safetyheads.screening.audit import Method, Screened, as_method
 from safetyheads.storage.files import writable_folder, write_whole
 
 if TYPE_CHECKING:

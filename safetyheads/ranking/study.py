@@ -22,7 +22,7 @@ from safetyheads.metrics import Metric, RefusalShift, as_metric
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.opening import load_model
 from safetyheads.prompts import PromptSet, load_prompts
-from safetyheads.screening.screened import Method, Screened, as_method
+from safetyheads.screening.audit import Method, Screened, as_method
 from safetyheads.storage.files import write_whole
 
 DEFAULT_ABLATIONS: tuple[Ablation, ...] = (UndifferentiatedAttention(), ScalingContribution())

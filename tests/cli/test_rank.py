@@ -20,7 +20,7 @@ from safetyheads.cli.shown import format_table
 from safetyheads.interventions.ablations import ABLATIONS, ResampleAblation
 from safetyheads.metrics import METRICS as KNOWN_METRICS
 from safetyheads.ranking.study import Study
-from safetyheads.screening.screened import Screened
+from safetyheads.screening.audit import Screened
 
 
 @dataclass

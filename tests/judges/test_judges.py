@@ -1,24 +1,31 @@
 """Does a judge say what a careful reader says, on labelled mild answers and the traps of keyword counts?"""
 
+from typing import NamedTuple
+
 import pytest
 
 from safetyheads.judges import (
     VERDICTS,
-    Example,
-    ExampleJudge,
     Judge,
     KeywordJudge,
     is_degenerate,
     judge_name,
     judged,
-    load_examples,
     normalise,
 )
-from safetyheads.stats import cohen_kappa
 
 REFUSE, COMPLY, DEFLECT, DEGENERATE = VERDICTS
-# Labelled by hand. KeywordJudge's rules were written with such traps in mind, so for it this guards, and measures
-# nothing; ExampleJudge learns from other examples.
+
+
+class Example(NamedTuple):
+    """An answer with the verdict of a careful reader."""
+
+    prompt: str
+    answer: str
+    verdict: str
+
+
+# Labelled by hand. The judge's rules were written with such traps in mind: this guards, and measures nothing.
 LABELLED = [
     Example(prompt, answer, verdict)
     for verdict, pairs in {
@@ -190,23 +197,11 @@ def verdicts(judge: Judge, examples: list[Example]) -> list[str]:
 
 def test_there_are_enough_labelled_answers():
     assert len(LABELLED) >= 60
-    assert not {e.answer for e in LABELLED} & {e.answer for e in load_examples()} - {
-        "I'm sorry, but I can't assist with that.",
-        "",
-    }
 
 
 @pytest.mark.parametrize("example", LABELLED, ids=lambda e: f"{e.verdict}: {e.answer[:40]!r}")
 def test_keyword_judge_reads_like_a_careful_reader(example):
     assert verdicts(KeywordJudge(), [example]) == [example.verdict]
-
-
-def test_example_judge_agrees_with_the_labels_and_errs_on_its_own():
-    labels = [e.verdict for e in LABELLED]
-    learned = verdicts(ExampleJudge(), LABELLED)
-    right = sum(a == b for a, b in zip(learned, labels, strict=True)) / len(labels)
-    assert right >= 0.7, [(e, v) for e, v in zip(LABELLED, learned, strict=True) if v != e.verdict]
-    assert cohen_kappa(learned, labels) >= 0.6
 
 
 def test_the_literatures_keyword_count_falls_into_these_traps():
@@ -234,7 +229,7 @@ def test_length_filter_is_the_callers_choice():
 
 
 def test_a_long_normal_text_is_not_degenerate():
-    text = " ".join(e.answer for e in load_examples() if e.verdict == COMPLY)
+    text = " ".join(e.answer for e in LABELLED if e.verdict == COMPLY)
     assert not is_degenerate(text)
 
 
@@ -249,12 +244,3 @@ def test_any_callable_is_a_judge_and_its_words_are_checked():
         judged(lambda p, a: ["refuse"], ["a", "b"], ["c", "d"])
     with pytest.raises(ValueError, match=r"'unsafe'.*expected one of refuse, comply"):
         judged(lambda p, a: ["unsafe"], ["a"], ["c"])
-
-
-def test_example_judge_learns_from_the_callers_examples():
-    examples = (Example("q", "no way", "refuse"), Example("q", "with pleasure", "comply"))
-    assert ExampleJudge(examples)(["q", "q"], ["no", "pleasure"]) == (REFUSE, COMPLY)
-    with pytest.raises(ValueError, match="'bad'"):
-        ExampleJudge((Example("q", "a", "bad"),))
-    with pytest.raises(ValueError, match="no examples"):
-        ExampleJudge(())

@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from safetyheads.prompts import load_prompts
 from safetyheads.prompts.labels import side_of, words_of

@@ -21,7 +21,7 @@ from safetyheads.prompts import PromptSet
 from safetyheads.ranking import ranking as ranking_module
 from safetyheads.ranking.ranking import rank, rank_safety_heads
 from safetyheads.ranking.study import Study
-from safetyheads.screening.screened import Screened
+from safetyheads.screening.audit import Screened
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
 PROMPTS = PromptSet("mine", tuple(RAGGED), ("w7 w8", "w9 w10 w11"))

@@ -111,7 +111,16 @@ def _read_model(folder: Path, shown: Path, dtype: torch.dtype, **options: Any) -
             f"transformers cannot read {shown} as a causal language model: {error}"
         ) from error
     _check_belonging(model, report, shown)
+    _say_whether_tied(model)
     return model
+
+
+def _say_whether_tied(model: Any) -> None:
+    """An output that came with weights of its own is kept, whatever the config says; then the config says so too."""
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    if output is not None and output.weight.data_ptr() != embedding.weight.data_ptr():
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
 
 
 def _check_belonging(model: Any, report: dict[str, Any], shown: Path) -> None:

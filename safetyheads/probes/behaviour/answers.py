@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetyheads.inputs import SIDES, Inputs, Side, prepare
 from safetyheads.interventions.named import all_active, named_interventions
-from safetyheads.judges import VERDICTS, ExampleJudge, Judge, KeywordJudge, judge_name, judged
+from safetyheads.judges import VERDICTS, Judge, KeywordJudge, judge_name, judged
 from safetyheads.metrics import RefusalShift, refusal_tokens
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.opening import load_model
@@ -201,8 +201,8 @@ def measure_behaviour(
 
     `model` and `prompts` are whatever `load_model` and `load_prompts` take. `interventions` maps a name to an
     intervention (`AblateHeads(...)`), to several at once, or to None; the untouched model comes first, as "baseline",
-    where none is None. `judge` is a `Judge` or several, of which the first counts; by default `KeywordJudge()`, with
-    `ExampleJudge()` beside it. `sides` are the halves of the set to ask; one that the set lacks is left out. `decoding`
+    where none is None. `judge` is a `Judge` or several, of which the first counts; by default `KeywordJudge()`.
+    `sides` are the halves of the set to ask; one that the set lacks is left out. `decoding`
     bounds the answers and draws them; greedy by default. `rows` prompts run together. `keep_text` keeps the answers'
     texts, which may be harmful.
 
@@ -288,7 +288,7 @@ def _judged(
 
 def _judges(judge: Any) -> list[Judge]:
     if judge is None:
-        return [KeywordJudge(), ExampleJudge()]
+        return [KeywordJudge()]
     judges = list(judge) if isinstance(judge, Sequence) else [judge]
     names = [judge_name(one) for one in judges]
     if not judges or not all(map(callable, judges)) or len(set(names)) < len(names):

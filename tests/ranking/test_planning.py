@@ -7,7 +7,7 @@ import torch
 
 from safetyheads.cli.main import main
 from safetyheads.engine.execution import Execution
-from safetyheads.engine.sweep import _Chunk
+from safetyheads.engine.kernels import Padded
 from safetyheads.interventions.ablations import UndifferentiatedAttention
 from safetyheads.models.opening import load_model
 from safetyheads.prompts import PromptSet, tokenize
@@ -15,7 +15,7 @@ from safetyheads.ranking import planning
 from safetyheads.ranking.planning import plan
 from safetyheads.ranking.ranking import rank_safety_heads
 from safetyheads.ranking.study import Study
-from safetyheads.screening.screened import Screened
+from safetyheads.screening.audit import Screened
 from tests.zoo import CONFIGS, random_model, sentence, tokenizer
 
 HARMFUL = [sentence(*range(5, 12), n, n + 1) for n in range(20, 27)]
@@ -33,15 +33,15 @@ def model():
 @pytest.mark.parametrize("rows", [None, 3, 14])
 def test_passes_and_tokens_are_those_of_the_run(model, monkeypatch, rows):
     planned = plan(Study(model, PROMPTS), Execution(rows=rows))
-    seen, resume = [], _Chunk.resume
+    seen, finish = [], Padded.finish
 
-    def watch(self, edits, acts, z):
-        suffixes = len(self.prompts) * (self.ids.shape[1] - self.prefix)
-        seen.append(len(edits) * (self.prefix + suffixes))
-        return resume(self, edits, acts, z)
+    def watch(self, some, site, variants, given):
+        suffixes = len(some.prompts) * (some.ids.shape[1] - some.prefix)
+        seen.append(len(variants) * (some.prefix + suffixes))
+        return finish(self, some, site, variants, given)
 
-    monkeypatch.setattr("safetyheads.engine.sweep._find_kernel", lambda *_: "eager")
-    monkeypatch.setattr(_Chunk, "resume", watch)
+    monkeypatch.setattr("safetyheads.engine.sweep.fastest", lambda *_: Padded("eager"))
+    monkeypatch.setattr(Padded, "finish", watch)
     rank_safety_heads(
         model,
         PROMPTS,
@@ -81,13 +81,13 @@ def test_more_work_takes_more(model):
 def test_what_is_too_large_names_the_rows_that_fit(model, monkeypatch):
     planned = plan(Study(model, PROMPTS), Execution(rows=32))
     least = plan(Study(model, PROMPTS), Execution(rows=4)).peak_memory
-    monkeypatch.setattr(planning, "_free_memory", lambda _: int(least / 0.9) + 2)
+    monkeypatch.setattr(planning, "free_memory", lambda _: int(least / 0.9) + 2)
     tight = plan(Study(model, PROMPTS), Execution(rows=32))
     assert planned.fits
     assert not tight.fits
     assert tight.fitting_rows == 4
     assert "4 rows a pass fit (--batch 4)" in str(tight)
-    monkeypatch.setattr(planning, "_free_memory", lambda _: 1000)
+    monkeypatch.setattr(planning, "free_memory", lambda _: 1000)
     hopeless = plan(Study(model, PROMPTS), Execution(rows=32))
     assert hopeless.fitting_rows is None
     assert "not even one row" in str(hopeless)

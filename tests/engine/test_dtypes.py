@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from safetyheads.engine import sweep
 from safetyheads.engine.execution import Execution
 from safetyheads.interventions.ablations import ScalingContribution, UndifferentiatedAttention
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
@@ -53,13 +52,13 @@ def test_half_precision_scores_are_float32_and_near_those_of_float32(models, dty
     ],
 )
 def test_readings_are_float32_or_better(models, dtype, metric, at_least, monkeypatch):
-    kept, real = [], sweep._sweep_layer
+    kept, real = [], type(metric).gather
 
     def watched(*arguments):
         kept.append(real(*arguments))
         return kept[-1]
 
-    monkeypatch.setattr(sweep, "_sweep_layer", watched)
+    monkeypatch.setattr(type(metric), "gather", watched)
     scores = score_heads(models[dtype], RAGGED, metric=metric, execution=QUIET)
     assert [reading.dtype for reading in kept] == [at_least] * 4
     assert scores.values.dtype == torch.float32

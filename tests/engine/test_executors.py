@@ -21,6 +21,7 @@ from safetyheads.interventions.ablations import (
     ScalingContribution,
     UndifferentiatedAttention,
 )
+from safetyheads.interventions.export import save_model
 from safetyheads.metrics import GeneralizedShips, Ships
 from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
@@ -211,13 +212,25 @@ def test_each_shard_is_kept_as_soon_as_it_is_there(folder, local, tmp_path):
 def test_a_loaded_model_cannot_travel_and_that_is_said():
     model = load_model(random_model(CONFIGS["llama"]()), tokenizer())
     with pytest.raises(
-        ValueError, match=r"a loaded model cannot travel .*save_pretrained\(folder\)"
+        ValueError, match=r"a loaded model cannot travel .*save_model\(model, folder\)"
     ):
         score_heads(
             model,
             RAGGED,
             execution=Execution(executor=map, progress=False),
         )
+
+
+def test_what_the_advice_says_can_be_done(tmp_path):
+    hf = random_model(CONFIGS["llama"]())
+    model = load_model(hf, tokenizer())
+    logits = model.logits(torch.tensor([[1, 10, 11, 12]]))
+    folder = save_model(model, tmp_path / "saved")
+    assert torch.equal(load_model(folder).logits(torch.tensor([[1, 10, 11, 12]])), logits)
+    apart = score_heads(folder, RAGGED, execution=Execution(executor=map, progress=False))
+    assert torch.equal(apart.values, score_heads(model, RAGGED, execution=QUIET).values)
+    with pytest.raises(FileExistsError, match="is not empty"):
+        save_model(model, folder)
 
 
 class Unpicklable(ScalingContribution):

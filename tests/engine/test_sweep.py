@@ -9,6 +9,7 @@ import torch
 
 from safetyheads.engine import sweep as module
 from safetyheads.engine.execution import Execution
+from safetyheads.engine.kernels import Packed, Padded, Whole
 from safetyheads.engine.measurement import measure
 from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
@@ -32,6 +33,13 @@ from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 
 QUIET = Execution(progress=False)
 
+KERNELS = {
+    "packed": Packed(),
+    "sdpa": Padded("sdpa"),
+    "eager": Padded("eager"),
+    "hooked": Padded("hooked"),
+    "plain": Whole(),
+}
 LONG = [sentence(*range(10, 20), n, *range(30, 30 + n % 4)) for n in range(50, 57)]
 """Seven prompts that share eleven tokens, of four lengths."""
 
@@ -151,14 +159,14 @@ def state_of(model):
 
 
 @pytest.mark.parametrize("after", [0, 1, 40])
-@pytest.mark.parametrize("kernel", ["packed", "sdpa", "eager", "bridge", "plain"])
+@pytest.mark.parametrize("kernel", ["packed", "sdpa", "eager", "hooked", "plain"])
 def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, after, kernel):
     batch = tokenize(RAGGED, tokenizer())
     logits, before = (
         model.logits(batch.ids),
         state_of(model),
     )  # TransformerLens sets up hooks in a first pass
-    monkeypatch.setattr(module, "_find_kernel", lambda *_: kernel)
+    monkeypatch.setattr(module, "fastest", lambda *_: KERNELS[kernel])
     done = []
 
     def interrupt(rows):
@@ -178,12 +186,12 @@ def test_an_interrupted_sweep_leaves_the_model_as_it_was(model, monkeypatch, aft
 
 
 @pytest.mark.parametrize("after", [0, 4, 9])
-@pytest.mark.parametrize("kernel", ["packed", "sdpa", "eager", "bridge"])
+@pytest.mark.parametrize("kernel", ["packed", "sdpa", "eager", "hooked"])
 @pytest.mark.parametrize("part", ["mlp", "self_attn"])
 def test_an_error_inside_a_pass_leaves_the_model_as_it_was(model, monkeypatch, part, kernel, after):
     batch = tokenize(RAGGED, tokenizer())
     logits = model.logits(batch.ids)  # TransformerLens sets up hooks in a first pass
-    monkeypatch.setattr(module, "_find_kernel", lambda *_: kernel)
+    monkeypatch.setattr(module, "fastest", lambda *_: KERNELS[kernel])
     inner = getattr(Blocks(model).modules(2, kernel)[0], part)
     before, calls = state_of(model), []
 
@@ -272,7 +280,7 @@ def test_progress_counts_every_row_once(model):
 
 def test_blocks_below_the_ablated_layer_are_run_once_and_not_once_a_head(model, monkeypatch):
     prompts = [sentence(n, n + 1, n + 2) for n in (10, 20, 30)]  # no prefix but BOS
-    monkeypatch.setattr(module, "_find_kernel", lambda *_: "eager")
+    monkeypatch.setattr(module, "fastest", lambda *_: Padded("eager"))
     seen = record(monkeypatch)
     score_heads(
         model,
@@ -298,14 +306,14 @@ def test_blocks_below_the_ablated_layer_are_run_once_and_not_once_a_head(model, 
 
 
 def test_the_ablated_layers_attention_is_not_run_again(model, monkeypatch):
-    monkeypatch.setattr(module, "_find_kernel", lambda *_: "eager")
+    monkeypatch.setattr(module, "fastest", lambda *_: Padded("eager"))
     seen = record(monkeypatch)
     sweep(ships_of(model, RAGGED[:1]), every_head(model)[-6:], rows=6)
     assert [(layer, what) for layer, rows, _, what in seen if rows == 6] == [(3, "rest")]
 
 
 def test_the_shared_prefix_is_run_once_a_variant_and_not_once_a_prompt(model, monkeypatch):
-    monkeypatch.setattr(module, "_find_kernel", lambda *_: "eager")
+    monkeypatch.setattr(module, "fastest", lambda *_: Padded("eager"))
     seen = record(monkeypatch)
     score_heads(
         model,

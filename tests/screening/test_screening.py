@@ -10,8 +10,8 @@ import torch
 
 from safetyheads.cli.main import parse_arguments
 from safetyheads.cli.shown import format_table
+from safetyheads.engine.climb import TOKENS_A_PASS
 from safetyheads.engine.execution import Execution
-from safetyheads.engine.sweep import TOKENS_A_PASS
 from safetyheads.heads import Audit, Head, HeadScores
 from safetyheads.interventions.ablations import (
     MeanAblation,
@@ -27,14 +27,9 @@ from safetyheads.probes import single_heads
 from safetyheads.probes.single_heads import score_heads, screen_heads
 from safetyheads.prompts import PromptSet, tokenize
 from safetyheads.ranking.ranking import rank_safety_heads
-from safetyheads.screening.screened import (
-    Screened,
-    choose,
-    estimate_heads,
-    judge,
-    most_in_population,
-    score_screened,
-)
+from safetyheads.screening.audit import Screened, choose, judge, most_in_population
+from safetyheads.screening.estimates import estimate_heads
+from safetyheads.screening.screened import score_screened
 from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 
 QUIET = Execution(progress=False)

@@ -1,0 +1,219 @@
+"""Which names are public? The one list of them: type checkers read it, and so does the lazy import.
+
+A new name is a line here and nothing else.
+"""
+
+from safetyheads.engine.execution import (
+    Execution as Execution,
+)
+from safetyheads.engine.executors import (
+    process_map as process_map,
+    ray_map as ray_map,
+)
+from safetyheads.evidence.agreement import (
+    agreement_table as agreement_table,
+)
+from safetyheads.evidence.published import (
+    published_heads as published_heads,
+)
+from safetyheads.evidence.specificity import (
+    NullBand as NullBand,
+    Specificity as Specificity,
+    null_band as null_band,
+    specificity as specificity,
+)
+from safetyheads.evidence.stability import (
+    power_curve as power_curve,
+    rank_stability as rank_stability,
+)
+from safetyheads.heads import (
+    Audit as Audit,
+    Head as Head,
+    HeadScores as HeadScores,
+)
+from safetyheads.interventions.ablating import (
+    AblateHead as AblateHead,
+    AblateHeads as AblateHeads,
+    mean_z as mean_z,
+)
+from safetyheads.interventions.ablations import (
+    MeanAblation as MeanAblation,
+    ResampleAblation as ResampleAblation,
+    ScalingContribution as ScalingContribution,
+    UndifferentiatedAttention as UndifferentiatedAttention,
+    ZeroAblation as ZeroAblation,
+)
+from safetyheads.interventions.directions import (
+    AblateDirection as AblateDirection,
+    AddDirection as AddDirection,
+)
+from safetyheads.interventions.export import (
+    Export as Export,
+    export_ablated as export_ablated,
+    save_model as save_model,
+)
+from safetyheads.interventions.layers import (
+    BypassLayers as BypassLayers,
+)
+from safetyheads.judges.keywords import (
+    KeywordJudge as KeywordJudge,
+)
+from safetyheads.judges.verdicts import (
+    Judge as Judge,
+)
+from safetyheads.metrics import (
+    GeneralizedShips as GeneralizedShips,
+    RefusalShift as RefusalShift,
+    Ships as Ships,
+)
+from safetyheads.models.hooked import (
+    HookedModel as HookedModel,
+)
+from safetyheads.models.opening import (
+    load_model as load_model,
+    random_copy as random_copy,
+)
+from safetyheads.plots.agreement import (
+    plot_agreement as plot_agreement,
+    plot_published_heads as plot_published_heads,
+)
+from safetyheads.plots.attention import (
+    plot_attention_maps as plot_attention_maps,
+    plot_hidden_magnitudes as plot_hidden_magnitudes,
+)
+from safetyheads.plots.behaviour import (
+    plot_refusal_under_ablation as plot_refusal_under_ablation,
+)
+from safetyheads.plots.divergence import (
+    plot_attention_divergence as plot_attention_divergence,
+)
+from safetyheads.plots.evidence import (
+    plot_power as plot_power,
+    plot_specificity as plot_specificity,
+)
+from safetyheads.plots.groups import (
+    plot_group_curve as plot_group_curve,
+)
+from safetyheads.plots.heatmap import (
+    plot_head_heatmap as plot_head_heatmap,
+)
+from safetyheads.plots.scatter import (
+    plot_head_scatter as plot_head_scatter,
+)
+from safetyheads.plots.traces import (
+    plot_detection as plot_detection,
+)
+from safetyheads.plots.writing import (
+    write_html as write_html,
+    write_image as write_image,
+)
+from safetyheads.probes.attention.capture import (
+    AttentionCapture as AttentionCapture,
+    capture_attention as capture_attention,
+)
+from safetyheads.probes.attention.divergence import (
+    AttentionDivergence as AttentionDivergence,
+    attention_divergence as attention_divergence,
+)
+from safetyheads.probes.attention.grid import (
+    Grid as Grid,
+)
+from safetyheads.probes.attention.hidden import (
+    HiddenMagnitudes as HiddenMagnitudes,
+    hidden_magnitudes as hidden_magnitudes,
+)
+from safetyheads.probes.attention.maps import (
+    AttentionMaps as AttentionMaps,
+    attention_maps as attention_maps,
+    compare_captures as compare_captures,
+)
+from safetyheads.probes.attention.shares import (
+    attention_by_segment as attention_by_segment,
+)
+from safetyheads.probes.behaviour.answers import (
+    Behaviour as Behaviour,
+    measure_behaviour as measure_behaviour,
+)
+from safetyheads.probes.behaviour.curves import (
+    RefusalCurve as RefusalCurve,
+    refusal_under_ablation as refusal_under_ablation,
+)
+from safetyheads.probes.behaviour.generation import (
+    Decoding as Decoding,
+)
+from safetyheads.probes.behaviour.utility import (
+    Utility as Utility,
+    lm_eval_model as lm_eval_model,
+    measure_utility as measure_utility,
+)
+from safetyheads.probes.groups import (
+    GroupSearch as GroupSearch,
+    HeadGroup as HeadGroup,
+    score_groups as score_groups,
+    search_heads as search_heads,
+)
+from safetyheads.probes.single_heads import (
+    score_heads as score_heads,
+    score_heads_together as score_heads_together,
+    score_layers as score_layers,
+    screen_heads as screen_heads,
+)
+from safetyheads.probes.traces.capture import (
+    Traces as Traces,
+    capture_traces as capture_traces,
+)
+from safetyheads.probes.traces.detectors import (
+    JailbreakDetector as JailbreakDetector,
+    fit_detector as fit_detector,
+    score_detectors as score_detectors,
+)
+from safetyheads.prompts.dressing import (
+    ROLE_PLAY as ROLE_PLAY,
+    lengthen as lengthen,
+    wrap as wrap,
+)
+from safetyheads.prompts.loading import (
+    load_prompts as load_prompts,
+)
+from safetyheads.prompts.sets import (
+    PromptSet as PromptSet,
+)
+from safetyheads.prompts.tokens import (
+    TEMPLATES as TEMPLATES,
+    TokenBatch as TokenBatch,
+    tokenize as tokenize,
+)
+from safetyheads.ranking.merging import (
+    merge_rankings as merge_rankings,
+    merge_scores as merge_scores,
+    rank_layers as rank_layers,
+)
+from safetyheads.ranking.planning import (
+    Plan as Plan,
+    plan as plan,
+)
+from safetyheads.ranking.ranking import (
+    Ranking as Ranking,
+    rank as rank,
+    rank_safety_heads as rank_safety_heads,
+)
+from safetyheads.ranking.study import (
+    Study as Study,
+)
+from safetyheads.screening.audit import (
+    Screened as Screened,
+)
+from safetyheads.validation.definitions import (
+    Comparison as Comparison,
+    Definition as Definition,
+    compare_definitions as compare_definitions,
+)
+from safetyheads.validation.ground_truth import (
+    check_methods as check_methods,
+)
+from safetyheads.validation.planted import (
+    Planted as Planted,
+    plant as plant,
+)
+
+__version__: str

@@ -1,0 +1,88 @@
+"""Does the fingerprint change with all that changes a model's outputs, and with nothing else?"""
+
+import copy
+
+import pytest
+import torch
+
+from safetyheads import Execution, Ships, ZeroAblation, load_model, score_heads
+from safetyheads.models.fingerprint import fingerprint
+from tests.zoo import CONFIGS, RAGGED, SIZES, random_model, tokenizer
+
+
+@pytest.fixture
+def hf():
+    return random_model(CONFIGS["llama"]())
+
+
+def test_a_copy_and_a_wrapped_model_have_the_fingerprint_of_the_model(hf):
+    before = fingerprint(hf)
+    assert fingerprint(copy.deepcopy(hf)) == before
+    other = random_model(CONFIGS["llama"](), seed=1)
+    assert fingerprint(other) != before
+    load_model(hf, tokenizer())
+    assert fingerprint(hf) == before
+
+
+def halve(hf):
+    with torch.no_grad():
+        hf.model.layers[1].self_attn.o_proj.weight.mul_(0.5)
+
+
+def behind_autograd(hf):
+    hf.model.layers[1].self_attn.o_proj.weight.data[0, 0] += 1.0
+
+
+def buffer(hf):
+    hf.model.rotary_emb.inv_freq[1] *= 2
+
+
+def config(hf):
+    hf.config.rms_norm_eps = 0.1
+
+
+def one_sign(hf):
+    hf.model.norm.weight.data[3] *= -1
+
+
+@pytest.mark.parametrize("change", [halve, behind_autograd, buffer, config, one_sign])
+def test_a_change_of_weights_buffers_or_config_changes_it(hf, change):
+    before = fingerprint(hf)
+    change(hf)
+    assert fingerprint(hf) != before
+
+
+def test_it_comes_back_with_the_weights(hf):
+    before = fingerprint(hf)
+    kept = copy.deepcopy(hf.state_dict())
+    halve(hf)
+    hf.load_state_dict(kept)
+    assert fingerprint(hf) == before
+
+
+def scored(model, folder=None):
+    quiet = Execution(store=folder, progress=False)
+    return score_heads(
+        model, RAGGED, ablation=ZeroAblation(), metric=Ships(), template="bare", execution=quiet
+    ).values
+
+
+@pytest.mark.parametrize("change", [halve, behind_autograd])
+def test_a_store_does_not_serve_readings_of_weights_that_were_edited_since(hf, tmp_path, change):
+    model = load_model(hf, tokenizer())
+    first = scored(model, tmp_path)
+    change(hf)
+    again = scored(model, tmp_path)
+    assert (again - first).abs().max() > 1e-4
+    assert torch.equal(again, scored(model))
+
+
+def test_a_store_does_not_serve_readings_of_another_rope(tmp_path):
+    import transformers
+
+    scaled = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+    other = transformers.LlamaConfig(**SIZES, head_dim=4, rope_parameters=scaled)
+    models = [load_model(random_model(c), tokenizer()) for c in (CONFIGS["llama"](), other)]
+    first, second = (scored(model, tmp_path) for model in models)
+    assert (first - second).abs().max() > 1e-4
+    assert torch.equal(second, scored(models[1]))

@@ -1,0 +1,45 @@
+"""Do a user's ten lines pass `mypy --strict`, and are a misspelt name and a wrong word found?"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mypy")
+
+GOOD = """
+import safetyheads
+from safetyheads import HeadScores, HookedModel, PromptSet, Ranking, ZeroAblation
+from safetyheads import load_model, load_prompts, rank_safety_heads, score_heads
+
+model: HookedModel = load_model("smollm2-135m-instruct")
+prompts: PromptSet = load_prompts("builtin").limit(8)
+ranking: Ranking = rank_safety_heads(model, prompts, ablations=[ZeroAblation()], metric="ships")
+best = ranking.top(5)["label"].tolist()
+scores: HeadScores = score_heads(model, prompts, ablation=ZeroAblation())
+ranking.plot().write_html("scatter.html")
+folder: str = safetyheads.__version__
+"""
+BAD = """
+import safetyheads
+safetyheads.rank_safety_head("m", ["a prompt"])
+safetyheads.rank_safety_heads("m", ["a prompt"], null="label")
+safetyheads.load_model("m").layers
+"""
+
+
+def test_a_users_lines_are_checked(tmp_path):
+    (tmp_path / "good.py").write_text(GOOD)
+    (tmp_path / "bad.py").write_text(BAD)
+    # The package's own settings leave the large libraries beneath unread; a cache of its own keeps runs apart.
+    settings = Path(__file__).parents[1] / "pyproject.toml"
+    cache = Path(__file__).parents[1] / ".mypy_cache"
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", str(settings)]
+    command += ["--cache-dir", str(cache), "--no-pretty", "good.py", "bad.py"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    lines = [line for line in found.stdout.splitlines() if "error:" in line]
+    assert len(lines) == 3, found.stdout + found.stderr
+    assert 'bad.py:3: error: Module has no attribute "rank_safety_head"' in lines[0]
+    assert 'bad.py:4: error: Argument "null"' in lines[1]
+    assert 'bad.py:5: error: "HookedModel" has no attribute "layers"' in lines[2]
