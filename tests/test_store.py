@@ -359,3 +359,14 @@ def test_a_store_that_cannot_be_written_is_said_before_the_first_pass(tmp_path, 
     monkeypatch.setattr("safetyheads.engine.run.sweep", lambda *_, **__: pytest.fail("it ran"))
     with pytest.raises(PermissionError, match="cannot write in"):
         small_run(tmp_path / "file" / "store")
+
+
+@pytest.mark.parametrize("name", ["k.safetensors", "provenance.json"])
+def test_a_folder_in_a_files_place_is_named(tmp_path, name):
+    store = Store(tmp_path, {"a": 1})
+    (store.folder / name).unlink(missing_ok=True)
+    (store.folder / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name} is a folder, and a file of readings belongs"):
+        Store(tmp_path, {"a": 1})["k"]
+    with pytest.raises(ValueError, match="move it away or remove it"):
+        Store(tmp_path, {"a": 1})["k"] = torch.ones(1)

@@ -237,4 +237,4 @@ def _stacked(parts: Sequence[AttentionActs]) -> AttentionActs:
         name: None if tensors[0] is None else torch.cat(tensors)
         for name, tensors in zip(AttentionActs._fields, zip(*parts, strict=True), strict=True)
     }
-    return AttentionActs(**{**fields, "visible": parts[0].visible})
+    return AttentionActs(**{**fields, "visible": parts[0].visible, "sinks": parts[0].sinks})

@@ -154,6 +154,7 @@ class AblateHeads:
     def edits(self, model: HookedModel, part: tuple[int, int] = (0, 1)) -> list[ZEdit]:
         """What `models.editing.editing` takes; `part` says in which rows of a pass the heads are ablated."""
         needs = self.ablation.needs
+        model.require_readable(needs, str(self.ablation))
         if "donor" in needs:
             raise ValueError(
                 f"{self.ablation} borrows from another prompt, and a forward pass in flight has none to borrow from; "
@@ -200,6 +201,7 @@ def ablated_z(site: Site, head: Head, ablation: Ablation) -> Float[Tensor, "prom
         v=acts.v[:, :, head.head // (site.model.n_heads // acts.v.shape[2])],
         visible=acts.visible.expand(len(acts.z), -1, -1),
         scores=acts.scores[:, head.head] if acts.scores is not None else None,
+        sink=acts.sinks[head.head] if acts.sinks is not None else None,
     )
 
 

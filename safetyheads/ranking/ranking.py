@@ -25,7 +25,8 @@ from safetyheads.heads import Head, HeadScores
 from safetyheads.interventions.ablations import Ablation
 from safetyheads.metrics import Metric
 from safetyheads.models.opening import random_copy
-from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
+from safetyheads.plots.heatmap import plot_head_heatmap
+from safetyheads.plots.scatter import plot_head_scatter
 from safetyheads.plots.writing import write_html
 from safetyheads.probes.single_heads import score_measurements
 from safetyheads.prompts import PromptSet
