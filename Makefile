@@ -1,7 +1,8 @@
 # safetyheads: every target does its own set-up; Python >= 3.11 and make are all it needs.
 #   make demo       rank the heads of a small chat model and write a scatter plot (minutes)
 #   make test       tests, with shapes and types checked at run time, and doctests
-#   make check      format, lint, types, tests, notebooks: everything
+#   make check      format, lint, types, tests, notebooks: everything (NOTEBOOKS= leaves these out)
+#   make check-versions   tests with the lowest and the newest allowed libraries, in venvs of their own
 # PYTHON=/path/to/python chooses the interpreter, WORKERS=0 runs the tests in one process,
 # ARGS="-k floors" is handed to pytest.
 
@@ -11,16 +12,17 @@ STAMP := $(VENV)/.safetyheads-stamp
 PYTHON ?=
 WORKERS ?= 2
 ARGS ?=
+NOTEBOOKS ?= notebooks
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt
 # Tests never wait for a Hub that does not answer, and one thread each keeps two workers apart.
 TEST_ENVIRONMENT := HF_HUB_OFFLINE=$${HF_HUB_OFFLINE:-1} OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
 	TOKENIZERS_PARALLELISM=false WANDB_MODE=disabled
 
-.PHONY: help venv demo test check format notebooks clean
+.PHONY: help venv demo test check check-versions format notebooks clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,6p' Makefile | cut -c3-
+	@sed -n '2,7p' Makefile | cut -c3-
 
 venv: $(STAMP)
 
@@ -57,7 +59,10 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
-	@$(MAKE) --no-print-directory notebooks
+	@$(if $(NOTEBOOKS),$(MAKE) --no-print-directory $(NOTEBOOKS))
+
+check-versions:
+	@.ci/versions
 
 format: $(STAMP)
 	$(BIN)/ruff format .

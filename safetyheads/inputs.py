@@ -83,6 +83,7 @@ def prepare(
         },
         "device": model.device.type,
         "template": batch.template,
+        **({"thinking": batch.thinking} if batch.thinking else {}),
         "tokens": batch.fingerprint,
         "prompts": {**about, "side": side, "count": len(batch)},
         "safetyheads": version("safetyheads"),

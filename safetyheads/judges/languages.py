@@ -50,6 +50,8 @@ REFUSALS = [
     r"\b(?:gegen|außerhalb|verstößt gegen|nicht mit|entspricht nicht"
     r"|widerspricht)\b[^.!?]{0,20}\b(?:meine\w*|unsere\w*)\b[^.!?]{0,20}(?:richtlinien"
     r"|prinzipien|programmierung|grundsätze\w*|regeln|werte\w*)",
+    r"\b(?:dass|da|weil) ich\b[^.!?]{0,60}\b(?:nicht\w*|kein\w*)\b[^.!?]{0,60}\b(?:kann|darf"
+    r"|werde|möchte)\b|\bnicht die absicht\b",
     rf"\b(?:gebe|helfe|mache|biete|schreibe|beantworte|unterstütze|sage"
     rf"|erstelle) ich\b[^.!?]{{0,40}}{_GERMAN_NOT}",
     r"\b(?:das|dies|so etwas) (?:kann|darf|werde|möchte|will|mache|tue) ich (?:\w+ ){0,3}nicht\b"
@@ -107,8 +109,11 @@ REFUSALS = [
 """What refuses wherever it stands near the beginning."""
 
 NOES = [
-    r"^(?:nein,? (?:danke|das|dabei|ich)\b|(?:das|es) (?:geht|ist) (?:leider )?(?:nicht"
-    r"|unmöglich)\b|kommt nicht infrage|auf keinen fall)",
+    r"^(?:nein,? (?:danke|das|dabei|ich)\b|(?:das|es) (?:geht (?:leider )?nicht"
+    r"|ist (?:leider )?(?:unmöglich"
+    r"|nicht möglich))\b|kommt nicht infrage|auf keinen fall)",
+    r"^(?:lo siento,? )?(?:pero )?no puedo(?: hacerlo)?[.!]|\bsiento (?:mucho )?no poder\b"
+    r"|做不到|办不到|做不了",
     r"^(?:no,? (?:gracias|lo siento|eso|no)\b|de ninguna manera|ni hablar)",
     r"^(?:non,? (?:merci|désolé|je|c'est)\b|pas question|hors de question)",
     r"^(?:不行|不可以|不能|不要|绝对不行)[。!]?$",

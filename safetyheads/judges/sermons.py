@@ -22,7 +22,8 @@ _LEADS_UP = any_of(
     english.APOLOGIES,
     languages.APOLOGIES,
     languages.NEGATIONS,
-    r"\b(?:as an? (?:\w+ )*(?:ai|model|assistant)|i understand|i must|no|never|wrong|should|you)\b|n't\b|^.{0,20}$",
+    r"\b(?:as an? (?:\w+ )*(?:ai|model|assistant)|i understand"
+    r"|i must|advise|discourage|urge|no|never|wrong|should|you)\b|n't\b|^.{0,20}$",
 )
 """A first sentence after which the second may hold the verdict."""
 

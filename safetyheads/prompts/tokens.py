@@ -6,6 +6,7 @@ with one BOS.
 
 import difflib
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from safetyheads.prompts.chat import Chat, render_chat
 from safetyheads.prompts.sets import check_texts
 
 TEMPLATES: Mapping[str, str | None] = MappingProxyType(
@@ -35,6 +37,8 @@ class TokenBatch:
     """The rendered prompts."""
     template: str
     """The template's name, or the template itself where it has none."""
+    thinking: str = ""
+    """What a chat template's thoughts were kept out by: a switch such as "enable_thinking=False", an empty thought."""
 
     def __len__(self) -> int:
         """The number of prompts."""
@@ -44,7 +48,8 @@ class TokenBatch:
         prompts, width = self.ids.shape
         return (
             f"TokenBatch({prompts} prompts, {int(self.lengths.min())} to {width} tokens, "
-            f"template {self.template!r}, fingerprint {self.fingerprint[:12]})"
+            f"template {self.template!r}, {self.thinking and self.thinking + ', '}"
+            f"fingerprint {self.fingerprint[:12]})"
         )
 
     @property
@@ -77,6 +82,7 @@ class TokenBatch:
             lengths,
             tuple(self.texts[int(index)] for index in indices),
             self.template,
+            self.thinking,
         )
 
 
@@ -96,12 +102,18 @@ def render(
             the tokenizer's default.
         tokenizer: the model's tokenizer; only "chat" and None need it.
 
+    A chat template that thinks before it answers is switched off, or given an empty thought.
+
     Raises ValueError for no prompts, a blank one, a template without {q}, and for "chat" with a
-    tokenizer that has no chat template.
+    tokenizer that has no chat template, or one that does not write the prompt.
 
     >>> render(["How are you?"], "query")
     ['## Query:How are you?\\n## Answer:']
     """
+    return _write(prompts, template, tokenizer).texts
+
+
+def _write(prompts: Sequence[object], template: str | None, tokenizer: Any) -> Chat:
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise ValueError(
             f"prompts are of type {type(prompts).__name__}: expected a list of strings "
@@ -113,7 +125,7 @@ def render(
     texts = [str(prompt) for prompt in prompts]
     template = default_template(tokenizer) if template is None else template
     if template == "chat":
-        return _render_chat(texts, tokenizer)
+        return _write_chat(texts, tokenizer)
     pattern = TEMPLATES.get(template) or template
     if "{q}" not in pattern:
         near = difflib.get_close_matches(pattern.lower(), TEMPLATES, n=1)
@@ -122,29 +134,16 @@ def render(
             + (f"; did you mean {near[0]!r}?" if near else "")
             + f" Use {', '.join(map(repr, TEMPLATES))} or a string with {{q}}"
         )
-    return [pattern.replace("{q}", text) for text in texts]
+    return Chat([pattern.replace("{q}", text) for text in texts], "")
 
 
-def _render_chat(texts: list[str], tokenizer: Any) -> list[str]:
+def _write_chat(texts: list[str], tokenizer: Any) -> Chat:
     if default_template(tokenizer) != "chat":
         raise ValueError(
             "template='chat' was asked for and the tokenizer has no chat template (a base model?): "
             "use template='bare' or template='query', or set tokenizer.chat_template"
         )
-    rendered = []
-    for index, text in enumerate(texts):
-        turns = [{"role": "user", "content": text}]
-        try:
-            rendered.append(
-                tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            )
-        except Exception as error:
-            raise ValueError(
-                f"the tokenizer's chat template failed on the prompt at index {index} "
-                f"({type(error).__name__}): use template='bare', template='query' or a string "
-                "with {q}"
-            ) from error
-    return rendered
+    return render_chat(texts, tokenizer)
 
 
 def tokenize(
@@ -167,10 +166,10 @@ def tokenize(
         max_length: the model's context, in tokens; None for no limit.
 
     Raises ValueError for what `render` refuses, for a row that starts with two BOS, and for a row
-    that is longer than `max_length` or has no tokens.
+    that is longer than `max_length` or has no tokens, and for different prompts with the same tokens.
     """
     template = default_template(tokenizer) if template is None else template
-    texts = render(prompts, template, tokenizer)
+    texts, thinking = _write(prompts, template, tokenizer)
     chat = template == "chat"
     bos, appended = _specials(tokenizer)
     rows = _encode(tokenizer, texts, add_special_tokens=not chat)
@@ -181,12 +180,15 @@ def tokenize(
         elif appended and row[-len(appended) :] == appended:
             del row[-len(appended) :]
         _check_row(index, row, tokenizer, chat, max_length)
+    _check_alike(rows, prompts)
     lengths = [len(row) for row in rows]
     pad = getattr(tokenizer, "pad_token_id", None)
     ids = torch.full((len(rows), max(lengths)), 0 if pad is None else pad, dtype=torch.int64)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
-    return TokenBatch(ids, torch.tensor(lengths, dtype=torch.int64), tuple(texts), template)
+    return TokenBatch(
+        ids, torch.tensor(lengths, dtype=torch.int64), tuple(texts), template, thinking
+    )
 
 
 def _encode(tokenizer: Any, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
@@ -211,6 +213,22 @@ def _specials(tokenizer: Any) -> tuple[int | None, list[int]]:
     start = next((i for i in starts if dressed[i : i + len(plain)] == plain), None)
     appended = dressed[start + len(plain) :] if start is not None and plain else []
     return (bos if adds_bos else None), appended
+
+
+def _check_alike(rows: Sequence[Sequence[int]], prompts: Sequence[object]) -> None:
+    """Refuse different prompts that the model could not tell apart; blanks and letters' forms may be lost."""
+    first: dict[tuple[int, ...], int] = {}
+    for place, row in enumerate(rows):
+        other = first.setdefault(tuple(row), place)
+        if other != place and _letters(prompts[other]) != _letters(prompts[place]):
+            raise ValueError(
+                f"the prompts at index {other} and {place} differ, and their tokens are the same: does this tokenizer "
+                "belong to the model, and know the words of the prompts?"
+            )
+
+
+def _letters(prompt: object) -> str:
+    return "".join(unicodedata.normalize("NFKC", str(prompt)).casefold().split())
 
 
 def _check_row(

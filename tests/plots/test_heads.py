@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from safetyheads.plots import heads, writing as files
+from safetyheads.plots import heads
+from safetyheads.plots import writing as files
 from safetyheads.plots.heatmap import plot_head_heatmap
 from safetyheads.plots.scatter import plot_head_scatter
 from safetyheads.plots.style import DARK

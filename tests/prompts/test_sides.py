@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from safetyheads.prompts import load_prompts
 from safetyheads.prompts.labels import side_of, words_of

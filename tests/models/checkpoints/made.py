@@ -75,10 +75,10 @@ def write_gguf(path, model):
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    tokens = ["<s>", "</s>", *map(chr, range(33, 126)), "Ġ", "Ġa"]
+    tokens = ["<s>", "</s>", *map(chr, range(33, 125)), "ab", "Ġ", "Ġa"]
     writer.add_token_list(tokens)
     writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
-    writer.add_token_merges(["Ġ a"])
+    writer.add_token_merges(["Ġ a", "a b"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")

@@ -394,3 +394,18 @@ def test_a_part_of_a_model_is_no_model(general, words, tmp_path):
     writer.close()
     with pytest.raises(ValueError, match=words):
         load_checkpoint(tmp_path / "part.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "scalar"), [("gemma2", 46, 8), ("gemma3", 62, 8), ("gemma2", 42, 12)]
+)
+def test_the_largest_gemmas_divide_queries_by_another_width(name, layers, scalar, tmp_path):
+    """llama.cpp's rule: the 27B models have their number of layers, and 48 / 6 in place of a head's width."""
+    from safetyheads.models.checkpoints.gguf import GgufHeader
+    from safetyheads.models.checkpoints.settings import config_of
+
+    _, keys, *_ = FAMILIES[name]
+    shapes = {"token_embd.weight": (97, 48), "blk.0.attn_q.weight": (72, 48)}
+    settings = KEYS | keys | {"block_count": layers}
+    header = GgufHeader(tmp_path / "model.gguf", name, settings, {}, shapes, {})
+    assert config_of(header).query_pre_attn_scalar == scalar
