@@ -78,12 +78,14 @@ from safetyheads.plots.agreement import (
     plot_published_heads as plot_published_heads,
 )
 from safetyheads.plots.attention import (
-    plot_attention_divergence as plot_attention_divergence,
     plot_attention_maps as plot_attention_maps,
     plot_hidden_magnitudes as plot_hidden_magnitudes,
 )
 from safetyheads.plots.behaviour import (
     plot_refusal_under_ablation as plot_refusal_under_ablation,
+)
+from safetyheads.plots.divergence import (
+    plot_attention_divergence as plot_attention_divergence,
 )
 from safetyheads.plots.evidence import (
     plot_power as plot_power,
@@ -92,8 +94,10 @@ from safetyheads.plots.evidence import (
 from safetyheads.plots.groups import (
     plot_group_curve as plot_group_curve,
 )
-from safetyheads.plots.heads import (
+from safetyheads.plots.heatmap import (
     plot_head_heatmap as plot_head_heatmap,
+)
+from safetyheads.plots.scatter import (
     plot_head_scatter as plot_head_scatter,
 )
 from safetyheads.plots.traces import (

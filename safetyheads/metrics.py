@@ -1,11 +1,12 @@
 """How far is one output from another?
 
 Two outputs of a model are compared at the last token of the prompt: the distribution of the next token (KL divergence,
-refusal log-odds) or, over a whole dataset, the subspace that the final states span (angle). Everything is computed in
-float32 or better, whatever the dtype of the weights.
+refusal log-odds) or, over a whole dataset, the subspace that the final states span (angle). From the logits on
+everything is computed in float64: in float32 the normalising constant of a vocabulary of 150,000 alone is off by 1e-6
+nat, which is more than many heads do.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -15,6 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safetyheads.choices import described, not_a_class, unknown
+
+BLOCK = 2**20
+"""Log-probabilities that a metric holds at once."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,19 @@ class LastToken:
     """From states to logits."""
 
     @cached_property
+    def logits(self) -> Float[Tensor, "row d_vocab"]:
+        """Logits of the next token, in the model's dtype."""
+        return self.unembed(self.state)
+
+    @cached_property
     def log_probs(self) -> Float[Tensor, "row d_vocab"]:
-        """Log-probabilities of the next token, in nats, float32 or better."""
-        logits = self.unembed(self.state)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        """Log-probabilities of the next token, in nats, in float64."""
+        return self.logits.double().log_softmax(-1)
+
+    def by_rows(self) -> Iterator[Float[Tensor, "some d_vocab"]]:
+        """`log_probs`, a few rows at a time: a vocabulary in float64 is large, and no row is needed beside the next."""
+        for some in self.logits.split(max(1, BLOCK // self.logits.shape[-1])):
+            yield some.double().log_softmax(-1)
 
     def repeated(self, times: int) -> "LastToken":
         """The same rows several times over; what is known of them is not computed again."""
@@ -43,8 +56,18 @@ class _Repeated(LastToken):
     times: int
 
     @cached_property
+    def logits(self) -> Float[Tensor, "row d_vocab"]:
+        return self.once.logits.repeat(self.times, 1)
+
+    @cached_property
     def log_probs(self) -> Float[Tensor, "row d_vocab"]:
         return self.once.log_probs.repeat(self.times, 1)
+
+    def by_rows(self) -> Iterator[Float[Tensor, "some d_vocab"]]:
+        known = self.once.log_probs
+        rows = torch.arange(len(self.state)) % len(known)
+        for some in rows.split(max(1, BLOCK // known.shape[-1])):
+            yield known[some]
 
 
 def kl_divergence(
@@ -176,7 +199,9 @@ class _PerPrompt:
 class Ships(_PerPrompt):
     """Ships (arXiv:2410.13708, Eq. 9): KL(base || ablated) of the next token, in nats, mean over the prompts.
 
-    The paper's code adds 1e-12 to every probability; this does not, which moves no value by more than 1e-7.
+    The paper's code adds 1e-12 to every probability; this does not. The sum moves by about p times 1e-12 / q for every
+    token: about 1e-7 or less where the ablated model leaves the likely tokens a probability of 1e-5, more where it all
+    but rules one out (then the code's sum stops near 27.6 nat, and this one goes on).
     """
 
     name: ClassVar[str] = "ships"
@@ -187,7 +212,8 @@ class Ships(_PerPrompt):
         return self
 
     def read(self, ablated: LastToken, baseline: LastToken) -> Float[Tensor, " row"]:
-        return kl_divergence(baseline.log_probs, ablated.log_probs)
+        pairs = zip(baseline.by_rows(), ablated.by_rows(), strict=True)
+        return torch.cat([kl_divergence(base, other) for base, other in pairs]).float()
 
 
 @dataclass(frozen=True)
@@ -212,10 +238,11 @@ class RefusalShift(_PerPrompt):
         return replace(self, tokens=refusal_tokens(tokenizer, self.openings, texts[0]))
 
     def read(self, ablated: LastToken, baseline: LastToken) -> Float[Tensor, " row"]:
-        shift = refusal_log_odds(ablated.log_probs, self.tokens) - refusal_log_odds(
-            baseline.log_probs, self.tokens
+        after, before = (
+            torch.cat([refusal_log_odds(some, self.tokens) for some in read.by_rows()])
+            for read in (ablated, baseline)
         )
-        return shift.float()
+        return (after - before).float()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 
+from safetyheads import metrics
 from safetyheads.interventions.ablations import describe
 from safetyheads.metrics import (
     GeneralizedShips,
@@ -68,20 +69,35 @@ def test_a_token_that_the_model_rules_out_adds_nothing():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [
-        (torch.bfloat16, torch.float32),
-        (torch.float16, torch.float32),
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-    ],
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str
 )
-def test_log_probs_are_float32_or_better(dtype, expected):
+def test_log_probs_are_float64_whatever_the_weights_are(dtype):
     state = torch.tensor([[1.0, 2.0, -300.0]], dtype=dtype)
     read = LastToken(state, lambda x: x * 2).log_probs
-    assert read.dtype == expected
-    assert torch.allclose(read, (state.to(expected) * 2).log_softmax(-1), atol=1e-6)
-    assert read.exp().sum().item() == pytest.approx(1.0, abs=1e-6)
+    assert read.dtype == torch.float64
+    assert torch.equal(read, (state.double() * 2).log_softmax(-1))
+    assert read.exp().sum().item() == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("block", [metrics.BLOCK, 70_000])
+def test_small_scores_over_a_large_vocabulary_have_the_digits_of_their_logits(block, monkeypatch):
+    """In float32 the normalising constants alone are off by more than these heads do."""
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    base = 4 * torch.randn(3, 150_000, generator=generator)
+    ablated = base.repeat(2, 1) + 1e-3 * torch.randn(6, 150_000, generator=generator)
+    exact = kl_divergence(
+        base.double().log_softmax(-1).repeat(2, 1), ablated.double().log_softmax(-1)
+    )
+    in_float32 = kl_divergence(base.log_softmax(-1).repeat(2, 1), ablated.log_softmax(-1))
+    before, after = LastToken(base, lambda x: x), LastToken(ablated, lambda x: x)
+    got = Ships().read(after, before.repeated(2))
+    assert (exact < 1e-6).all()
+    assert (in_float32 / exact - 1).abs().max() > 0.1
+    assert torch.allclose(got.double(), exact, rtol=1e-6, atol=0)
+    shift = RefusalShift(tokens=(3, 5))
+    expected = refusal_log_odds(ablated, (3, 5)) - refusal_log_odds(base.repeat(2, 1), (3, 5))
+    assert torch.allclose(shift.read(after, before.repeated(2)).double(), expected, atol=1e-7)
 
 
 def test_log_probs_are_computed_once():
@@ -95,7 +111,7 @@ def test_ships_is_the_mean_over_prompts_of_the_kl():
     base = LastToken(torch.randn(3, 8), lambda x: x)
     other = LastToken(torch.randn(3, 8), lambda x: x)
     rows = Ships().read(other, base)
-    assert torch.equal(rows, kl_divergence(base.log_probs, other.log_probs))
+    assert torch.equal(rows, kl_divergence(base.log_probs, other.log_probs).float())
     values, per_prompt = Ships().score(torch.stack([rows, rows * 2]))
     assert torch.allclose(values, torch.stack([rows.mean(), 2 * rows.mean()]))
     assert torch.equal(per_prompt[1], rows * 2)

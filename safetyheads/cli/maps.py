@@ -66,11 +66,8 @@ def read_sets(options: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 def run(options: argparse.Namespace) -> None:
     """Load, capture, save and draw."""
-    from safetyheads.plots.attention import (
-        plot_attention_divergence,
-        plot_attention_maps,
-        plot_hidden_magnitudes,
-    )
+    from safetyheads.plots.attention import plot_attention_maps, plot_hidden_magnitudes
+    from safetyheads.plots.divergence import plot_attention_divergence
     from safetyheads.plots.writing import write_html
     from safetyheads.probes.attention.divergence import attention_divergence
     from safetyheads.probes.attention.grid import Grid

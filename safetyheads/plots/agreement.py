@@ -30,8 +30,9 @@ n_layers, n_heads   the grid of its model
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from safetyheads.plots.heads import plot_head_scatter
-from safetyheads.plots.style import DARK, FONT, human
+from safetyheads.plots.frame import FAINT, LINE, axis, panel, require_columns, sheet, suffix
+from safetyheads.plots.scatter import plot_head_scatter
+from safetyheads.plots.style import human
 
 if TYPE_CHECKING:
     import pandas
@@ -46,8 +47,6 @@ PUBLISHED_COLUMNS = (
 """The columns that a table of published heads must have."""
 CELL = 46
 """Width and height of a cell of the matrix, in pixels."""
-LINE = 21
-"""Height of one line of a note or of a legend, in pixels."""
 LOOKS = {
     "stated": ("star", "#d62728", "named in the paper or its code"),
     "read twice": ("square", "#8c8c8c", "in the figure, read twice"),
@@ -94,36 +93,27 @@ def plot_agreement(
     bottom = 36 + LINE * len(notes)
     right = 90
     inner = 2 * side + gap
-    figure = go.Figure(
-        layout=dict(
-            template="none",
-            width=left + inner + right,
-            height=top + side + bottom,
-            margin=dict(l=left, r=right, t=top, b=bottom, autoexpand=False),
-            font=dict(family=FONT, size=12, color=DARK),
-            paper_bgcolor="white",
-            plot_bgcolor="#efefef",
-            title=dict(text=escape(title or ""), x=0.5, y=1, yanchor="top", pad=dict(t=14)),
-        )
-    )
+    margins = dict(left=left, right=right, top=top, bottom=bottom)
+    figure = go.Figure(layout=sheet(left + inner + right, top + side + bottom, **margins))
+    figure.update_layout(plot_bgcolor="#efefef")
+    heading = dict(text=escape(title or ""), x=0.5, y=1, yanchor="top", pad=dict(t=14))
+    figure.update_layout(title=heading)
     places = list(range(len(names)))
     for at, (column, name, low, scale) in enumerate(kinds):
         values = table.pivot(index="first", columns="second", values=column)
         values = values.reindex(index=names, columns=names)
         shown = [["" if v != v else f"{v:.2f}" for v in row] for row in values.to_numpy().tolist()]
-        suffix = "" if at == 0 else "2"
-        start = at * (side + gap) / inner
-        end = start + side / inner
-        bar = dict(x=end + 8 / inner, xanchor="left", xpad=0, thickness=12, outlinewidth=0)
+        size = (side, side)
+        place = panel(at, x=at * (side + gap), y=0, size=size, inner=(inner, side))
+        bar = dict(x=place.right + 8 / inner, xanchor="left", xpad=0, thickness=12, outlinewidth=0)
         hover = "%{customdata[0]}<br>%{customdata[1]}<br>" + name + ": %{z:.3f}"
-        pairs = [[[human(a), human(b)] for b in names] for a in names]
         figure.add_heatmap(
             z=values.to_numpy(),
             x=places,
             y=places,
             text=shown,
             texttemplate="%{text}",
-            customdata=pairs,
+            customdata=[[[human(a), human(b)] for b in names] for a in names],
             name=name,
             zmin=low,
             zmax=1.0,
@@ -133,43 +123,30 @@ def plot_agreement(
             hovertemplate=hover + "<extra></extra>",
             xgap=1,
             ygap=1,
-            xaxis=f"x{suffix}",
-            yaxis=f"y{suffix}",
+            **place.axes,
         )
-        axis = dict(tickvals=places, showgrid=False, zeroline=False)
+        numbers = [f"<b>{number + 1}</b>" for number in places]
         ends = [-0.5, len(names) - 0.5]
-        numbers = [f"<b>{place + 1}</b>" for place in places]
-        figure.layout[f"xaxis{suffix}"] = dict(
-            axis, ticktext=numbers, range=ends, domain=[start, end], anchor=f"y{suffix}"
-        )
-        figure.layout[f"yaxis{suffix}"] = dict(
-            axis,
-            ticktext=numbers if at else labels,
-            range=ends[::-1],
-            domain=[0, 1],
-            anchor=f"x{suffix}",
-        )
-        figure.add_annotation(
-            text=name,
-            **dict(x=(start + end) / 2, y=1, yanchor="bottom", yshift=6, showarrow=False),
-            **dict(xref="paper", yref="paper", font=dict(size=15)),
-        )
+        plain = dict(tickvals=places, showgrid=False, showline=False, ticks="")
+        x = axis(ticktext=numbers, range=ends, **plain)
+        y = axis(ticktext=numbers if at else labels, range=ends[::-1], **plain)
+        figure.update_layout(place.frame(x, y))
+        figure.add_annotation(place.heading(name, size=15, shift=6))
     if notes:
         figure.add_annotation(
             text="<br>".join(escape(note, quote=False) for note in notes),
             **dict(x=0, xanchor="left", xshift=8 - left, y=0, yanchor="bottom", yshift=6 - bottom),
             **dict(xref="paper", yref="paper", showarrow=False, align="left", name="note"),
-            font=dict(size=12, color="#595959"),
+            font=dict(size=12, color=FAINT),
         )
     return figure
 
 
 def _check_agreement(table: "pandas.DataFrame") -> None:
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing or table.empty:
+    require_columns(table, COLUMNS, "agreement_table()")
+    if table.empty:
         raise ValueError(
-            f"the table has {len(table)} rows and lacks the columns {', '.join(missing) or 'nothing'}; "
-            f"expected one row a pair with {', '.join(COLUMNS)}, as agreement_table() makes"
+            "the table has 0 rows; expected one row a pair, as agreement_table() makes"
         )
     if table["k"].nunique() > 1 or table.duplicated(["first", "second"]).any():
         raise ValueError(
@@ -207,10 +184,7 @@ def plot_published_heads(
         ValueError: a column is missing, the table is not of the published model's shape, has no ablation that was
             published, or nothing was published for the model and dataset; and what `plot_head_scatter` raises.
     """
-    if missing := [name for name in PUBLISHED_COLUMNS if name not in published.columns]:
-        raise ValueError(
-            f"the published table lacks the columns {', '.join(missing)}; expected what published_heads() gives"
-        )
+    require_columns(published, PUBLISHED_COLUMNS, "published_heads()")
     published = _published_for(published, model, dataset)
     ablations = _shared_ablations(table, published)
     table = table[table["ablation"].isin(ablations)]
@@ -226,7 +200,7 @@ def plot_published_heads(
     figure = plot_head_scatter(table, **{**given, **options})
     mine = len(figure.data)
     for index, ablation in enumerate(ablations):
-        _lay_under(figure, published[published["ablation"] == ablation], _suffix(index))
+        _lay_under(figure, published[published["ablation"] == ablation], suffix(index))
     # Room for the legend above all heads, some of which are not in the table.
     lines = len(LOOKS) + len(figure.data[:mine]) // (2 * len(ablations))
     share = (LINE * lines + 30) / 420
@@ -262,10 +236,6 @@ def _shared_ablations(table: "pandas.DataFrame", published: "pandas.DataFrame") 
             f"it has {', '.join(map(str, mine)) or 'no ablation column'}"
         )
     return shared
-
-
-def _suffix(index: int) -> str:
-    return str(index + 1) if index else ""
 
 
 def _lay_under(figure: Any, rows: "pandas.DataFrame", suffix: str) -> None:

@@ -1,6 +1,6 @@
-"""Where do benign and jailbreak prompts attend? Maps in the published grid, hidden magnitudes, divergence.
+"""Where do benign and jailbreak prompts attend? Maps in the published grid, and hidden magnitudes.
 
-Each figure is a function of values or a table with documented fields; none computes a score. `AttentionMaps` and
+Each figure is a function of values with documented fields; none computes a score. `AttentionMaps` and
 `HiddenMagnitudes` of `probes/attention/maps.py` are such values. A map is drawn as one picture with a palette, not
 as a quarter of a million cells; a coarse, invisible heat map over it answers the mouse and carries the colour bar.
 """
@@ -13,16 +13,16 @@ import textwrap
 import zlib
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from safetyheads.plots.style import DARK, FONT
+from safetyheads.plots.frame import Panel, axis, caption, panel, sheet, suffix
+from safetyheads.plots.style import DARK
 
 if TYPE_CHECKING:
-    import pandas
     import plotly.graph_objects
 
 PANEL = 330
@@ -94,20 +94,22 @@ def plot_attention_maps(
                 (row.difference, "Difference", ()),
             )
         ):
-            axes = _axes(figure, at, column, len(rows), PANEL)
+            place = _place(figure, at, column, len(rows), PANEL)
             some = "" if row.heads is None else f" Head {', '.join(map(str, row.heads))}"
-            _title(figure, axes, f"{row.model} Layer {row.layer}{some} - {name}")
+            _title(figure, place, f"{row.model} Layer {row.layer}{some} - {name}")
             low, high = ends if column == 2 else limits
             scale = COLOURS["difference" if column == 2 else "log"]
             picture = _picture(values, low, high, scale)
-            figure.add_image(source=picture, hoverinfo="skip", **axes.names)
-            _add_hover(figure, values, axes, "coloraxis2" if column == 2 else "coloraxis")
-            figure.layout[axes.x].update(_ticks(size), title="Key Token", range=[-0.5, size - 0.5])
-            figure.layout[axes.y].update(
+            figure.add_image(source=picture, hoverinfo="skip", **place.axes)
+            _add_hover(figure, values, place, "coloraxis2" if column == 2 else "coloraxis")
+            figure.layout[f"xaxis{place.suffix}"].update(
+                _ticks(size), title="Key Token", range=[-0.5, size - 0.5]
+            )
+            figure.layout[f"yaxis{place.suffix}"].update(
                 _ticks(size), title="Query Token", range=[size - 0.5, -0.5]
             )
             for part in segments:
-                _strip(figure, axes, part)
+                _strip(figure, place, part)
                 drawn.setdefault(part[0])
     _add_legend(figure, list(drawn))
     return figure
@@ -142,7 +144,7 @@ def plot_hidden_magnitudes(
         differences = row.difference[row.difference.isfinite()]
         most = float(differences.abs().max()) if differences.numel() else 1.0
         ends = (-most or -1e-6, most or 1e-6)
-        first, second = (f"coloraxis{_suffix(2 * at + n)}" for n in (0, 1))
+        first, second = (f"coloraxis{suffix(2 * at + n)}" for n in (0, 1))
         where = dict(rows=len(rows), height=height, at=at)
         title = f"{log} ‖h‖"
         figure.layout[first] = _bar(
@@ -157,138 +159,27 @@ def plot_hidden_magnitudes(
                 (row.difference, "Difference", ()),
             )
         ):
-            axes = _axes(figure, at, column, len(rows), height)
-            _title(figure, axes, f"{row.model} - {name}")
+            place = _place(figure, at, column, len(rows), height)
+            _title(figure, place, f"{row.model} - {name}")
             figure.add_heatmap(
                 z=values.numpy(),
                 coloraxis=second if column == 2 else first,
                 hovertemplate="layer %{y}, token %{x}: %{z:.3f}<extra></extra>",
                 hoverongaps=False,
-                **axes.names,
+                **place.axes,
             )
             layers, size = values.shape
-            figure.layout[axes.x].update(
+            figure.layout[f"xaxis{place.suffix}"].update(
                 _ticks(size), title="Token Position", range=[-0.5, size - 0.5]
             )
-            figure.layout[axes.y].update(_ticks(layers), title="Layer", range=[-0.5, layers - 0.5])
+            figure.layout[f"yaxis{place.suffix}"].update(
+                _ticks(layers), title="Layer", range=[-0.5, layers - 0.5]
+            )
             for part in segments:
-                _strip(figure, axes, part, both=False)
+                _strip(figure, place, part, both=False)
                 drawn.setdefault(part[0])
     _add_legend(figure, list(drawn))
     return figure
-
-
-def plot_attention_divergence(
-    table: "pandas.DataFrame", *, level: float | int = 0.05, title: str | None = None
-) -> "plotly.graph_objects.Figure":
-    """Draw which layers (lines) and which heads (heat map) attend differently, beside what chance gives.
-
-    Left, each layer's mean over heads under each comparison, with the upper end of the matched comparison's null.
-    Right, the matched comparison head by head: the divergence beyond the null's mean, grey where q is above `level`.
-
-    Args:
-        table: rows as `AttentionDivergence.table` has them: comparison, layer, head (missing for a layer as a whole),
-            label, divergence, null_mean, null_high, q_value, unit.
-        level: the q-value up to which a head counts as different.
-        title: a line above the figure.
-
-    Raises:
-        ValueError: a column is missing, or there are no rows of the matched comparison.
-    """
-    import plotly.graph_objects as go
-
-    needed = ["comparison", "layer", "head", "label", "divergence", "null_mean", "null_high"]
-    needed += ["q_value", "unit"]
-    if missing := [name for name in needed if name not in table.columns]:
-        raise ValueError(f"the table lacks the columns {', '.join(missing)}: expected {needed}")
-    matched = table[table["comparison"] == "matched"]
-    if matched.empty:
-        raise ValueError("the table has no rows of the comparison 'matched'; keep them")
-    unit = matched["unit"].iloc[0]
-    figure = go.Figure(layout=_frame(1160, 490, dict(l=70, r=96, t=60, b=94)))
-    looks = {
-        "matched": ("matched length (first tokens)", DARK, "solid", 3),
-        "lengthened": ("whole prompts, benign lengthened", "#e6550d", "solid", 2),
-        "unmatched": ("whole prompts, unmatched length", "#9e9e9e", "dash", 2),
-        "length_only": ("length only: benign, lengthened", "#3182bd", "dot", 2),
-    }
-    for name, (label, colour, dash, width) in looks.items():
-        rows = table[(table["comparison"] == name) & table["head"].isna()].sort_values("layer")
-        if rows.empty:
-            continue
-        figure.add_scatter(
-            x=rows["layer"],
-            y=rows["divergence"],
-            name=label,
-            mode="lines+markers",
-            line=dict(color=colour, dash=dash, width=width),
-            marker=dict(size=5),
-            hovertemplate="layer %{x}: %{y:.4f}<extra>" + label + "</extra>",
-        )
-        if name == "matched":
-            figure.add_scatter(
-                x=rows["layer"],
-                y=rows["null_high"],
-                name="95 % of its null lie below",
-                mode="lines",
-                line=dict(width=0),
-                fill="tozeroy",
-                fillcolor="rgba(38,38,38,0.15)",
-                hoverinfo="skip",
-            )
-    heads = matched[matched["head"].notna()]
-    layers, size = int(heads["layer"].max()) + 1, int(heads["head"].max()) + 1
-    excess = torch.full((size, layers), torch.nan)
-    inside = torch.full((size, layers), torch.nan)
-    for row in heads.itertuples():
-        target = excess if row.q_value <= level else inside
-        target[int(row.head), int(row.layer)] = row.divergence - row.null_mean
-    right = dict(xaxis="x2", yaxis="y2", hoverongaps=False)
-    hover = "L%{x}H%{y}: %{z:.4f} beyond the null's mean<extra>%{fullData.name}</extra>"
-    if inside.isfinite().any():
-        grey = [[0, "#dcdcdc"], [1, "#dcdcdc"]]
-        name = f"q > {level:g}"
-        look = dict(colorscale=grey, showscale=False, name=name, hovertemplate=hover)
-        figure.add_heatmap(z=inside.numpy(), **look, **right)
-    if excess.isfinite().any():
-        name = f"q ≤ {level:g}"
-        figure.add_heatmap(
-            z=excess.numpy(), coloraxis="coloraxis", name=name, hovertemplate=hover, **right
-        )
-        most = float(excess[excess.isfinite()].max())
-        bar = dict(title=dict(text=f"beyond the null [{unit}]", side="right"), thickness=14, x=1.01)
-        figure.update_layout(
-            coloraxis=dict(colorscale="Viridis", cmin=0.0, cmax=most, colorbar=bar)
-        )
-    frame = dict(showline=True, mirror=True, linecolor=DARK, ticks="outside", zeroline=False)
-    figure.update_layout(
-        xaxis=dict(frame, domain=[0, 0.46], title="Layer"),
-        yaxis=dict(
-            frame,
-            title=f"divergence [{unit}], mean over heads",
-            rangemode="tozero",
-            gridcolor="#eee",
-        ),
-        xaxis2=dict(frame, domain=[0.54, 1], title="Layer", anchor="y2", showgrid=False),
-        yaxis2=dict(frame, title="Head", anchor="x2", showgrid=False),
-        legend=dict(x=0, y=-0.2, yanchor="top", orientation="h", font=dict(size=11)),
-    )
-    _text(figure, "Layers", 0.23, 1.0, yshift=6)
-    _text(figure, f"Heads, matched length; grey: q > {level:g}", 0.77, 1.0, yshift=6)
-    if title:
-        figure.update_layout(title=dict(text=escape(title, quote=False), x=0.5, font=dict(size=16)))
-        figure.update_layout(height=520, margin=dict(t=90))
-    return figure
-
-
-class _Axes(NamedTuple):
-    """Where a panel is: the layout's names of its axes, those of a trace, and the middle of its top in paper units."""
-
-    x: str
-    y: str
-    names: dict[str, str]
-    middle: float
-    top: float
 
 
 def _check_alike(rows: Sequence[Any], fields: Sequence[str], what: str) -> None:
@@ -309,58 +200,30 @@ def _inner(rows: int, height: int) -> tuple[int, int]:
 
 def _layout(rows: int, height: int, note: str | None) -> dict[str, Any]:
     wide, tall = _inner(rows, height)
-    caption = textwrap.wrap(note, wide // 6) if note else []
-    below = BOTTOM + 34 + 17 * len(caption)
-    margins = dict(l=LEFT, r=RIGHT, t=TOP + 18, b=below)
-    layout = _frame(
-        LEFT + wide + RIGHT, TOP + 18 + tall + below, dict(margins, pad=0, autoexpand=False)
-    )
-    if caption:
-        text = "<br>".join(escape(line, quote=False) for line in caption)
-        place = dict(x=0, xanchor="left", y=0, yanchor="top", yshift=-BOTTOM - 30, xshift=-LEFT + 8)
-        layout["annotations"] = [
-            dict(text=text, align="left", showarrow=False, xref="paper", yref="paper", **place)
-        ]
-    return layout
-
-
-def _frame(width: int, height: int, margin: dict[str, Any]) -> dict[str, Any]:
-    return dict(
-        template="none",
-        width=width,
-        height=height,
-        margin=margin,
-        font=dict(family=FONT, size=12, color=DARK),
-        paper_bgcolor="white",
-        plot_bgcolor="white",
-    )
+    width = LEFT + wide + RIGHT
+    extra, notes = caption(note, width=width, left=LEFT, below=BOTTOM + 30)
+    below = BOTTOM + 34 + extra
+    margins = dict(left=LEFT, right=RIGHT, top=TOP + 18, bottom=below)
+    return sheet(width, TOP + 18 + tall + below, **margins) | dict(annotations=notes)
 
 
 def _left(column: int) -> int:
     return column * (PANEL + GAP) + (BAR if column == 2 else 0)
 
 
-def _suffix(index: int) -> str:
-    """Plotly's number of axes and colours: x, x2, x3, ..."""
-    return str(index + 1) if index else ""
-
-
-def _axes(figure: Any, row: int, column: int, rows: int, height: int) -> _Axes:
+def _place(figure: Any, row: int, column: int, rows: int, height: int) -> Panel:
     """Make the axes of one panel."""
-    wide, tall = _inner(rows, height)
-    suffix = _suffix(3 * row + column)
-    left, right = _left(column) / wide, (_left(column) + PANEL) / wide
-    top = 1 - row * (height + ROW_GAP) / tall
-    frame = dict(
-        **dict(showline=True, mirror=True, linecolor=DARK, linewidth=1, zeroline=False),
-        **dict(showgrid=False, ticks="outside", ticklen=4, ticklabelstandoff=STRIP),
+    size = (PANEL, height)
+    place = panel(
+        3 * row + column,
+        x=_left(column),
+        y=row * (height + ROW_GAP),
+        size=size,
+        inner=_inner(rows, height),
     )
-    figure.layout[f"xaxis{suffix}"] = dict(frame, domain=[left, right], anchor=f"y{suffix}")
-    figure.layout[f"yaxis{suffix}"] = dict(
-        frame, domain=[max(top - height / tall, 0.0), top], anchor=f"x{suffix}"
-    )
-    names = dict(xaxis=f"x{suffix}", yaxis=f"y{suffix}")
-    return _Axes(f"xaxis{suffix}", f"yaxis{suffix}", names, (left + right) / 2, top)
+    plain = axis(showgrid=False, ticklabelstandoff=STRIP)
+    figure.update_layout(place.frame(plain, plain))
+    return place
 
 
 def _bar(
@@ -394,24 +257,17 @@ def _ticks(size: int) -> dict[str, Any]:
     return dict(tickmode="array", tickvals=list(range(0, size, step)))
 
 
-def _title(figure: Any, axes: _Axes, text: str) -> None:
+def _title(figure: Any, place: Panel, text: str) -> None:
     lines = textwrap.wrap(text, 48, break_on_hyphens=False)
-    _text(figure, "<br>".join(escape(line, quote=False) for line in lines), axes.middle, axes.top)
+    figure.add_annotation(place.heading("<br>".join(escape(line, quote=False) for line in lines)))
 
 
-def _text(figure: Any, text: str, x: float, y: float, yshift: int = 4) -> None:
-    figure.add_annotation(
-        **dict(text=text, x=x, y=y, yshift=yshift, showarrow=False, font=dict(size=13)),
-        **dict(xref="paper", yref="paper", xanchor="center", yanchor="bottom"),
-    )
-
-
-def _strip(figure: Any, axes: _Axes, part: Sequence[Any], both: bool = True) -> None:
+def _strip(figure: Any, place: Panel, part: Sequence[Any], both: bool = True) -> None:
     """Mark a segment outside the key axis, and the query axis."""
     name, start, stop = part
     colour = SEGMENT_COLOURS.get(name, "#756bb1")
     look = dict(type="rect", line=dict(width=0), fillcolor=colour, layer="above")
-    x, y = axes.names["xaxis"], axes.names["yaxis"]
+    x, y = place.axes.values()
     along, across = dict(a0=start - 0.5, a1=stop - 0.5), dict(b0=-1 - STRIP, b1=-1)
     figure.add_shape(
         **look,
@@ -443,7 +299,7 @@ def _add_legend(figure: Any, names: Sequence[str]) -> None:
     )
 
 
-def _add_hover(figure: Any, values: Float[Tensor, "query key"], axes: _Axes, colours: str) -> None:
+def _add_hover(figure: Any, values: Float[Tensor, "query key"], place: Panel, colours: str) -> None:
     """An invisible heat map of block means, which carries the colour bar."""
     size = values.shape[0]
     block = -(-size // HOVER_CELLS)
@@ -456,14 +312,17 @@ def _add_hover(figure: Any, values: Float[Tensor, "query key"], axes: _Axes, col
         **dict(x0=(block - 1) / 2, dx=block, y0=(block - 1) / 2, dy=block),
         **dict(opacity=0, coloraxis=colours, hoverongaps=False),
         hovertemplate=f"query {about}%{{y}}, key {about}%{{x}}: %{{z:.2f}}<extra></extra>",
-        **axes.names,
+        **place.axes,
     )
 
 
 def _picture(
     values: Float[Tensor, "query key"], low: float | int, high: float | int, scale: str
 ) -> str:
-    """The map as a PNG with 255 colours, transparent where it is blank, in a data URI."""
+    """The map as a PNG with 255 colours, transparent where it is blank, in a data URI.
+
+    Written here, in eight lines: none of the libraries that safetyheads needs draws one.
+    """
     from plotly.colors import sample_colorscale, unlabel_rgb
 
     share = ((values - low) / (high - low)).clamp(0, 1)
@@ -476,11 +335,11 @@ def _picture(
     tall, wide = colours.shape
     lines = b"".join(b"\0" + bytes(line) for line in colours.numpy())
     png = b"\x89PNG\r\n\x1a\n"
-    png += _chunk(b"IHDR", struct.pack(">IIBBBBB", wide, tall, 8, 3, 0, 0, 0))
-    png += _chunk(b"PLTE", palette) + _chunk(b"tRNS", b"\0")
-    png += _chunk(b"IDAT", zlib.compress(lines, 9)) + _chunk(b"IEND", b"")
+    png += _part(b"IHDR", struct.pack(">IIBBBBB", wide, tall, 8, 3, 0, 0, 0))
+    png += _part(b"PLTE", palette) + _part(b"tRNS", b"\0")
+    png += _part(b"IDAT", zlib.compress(lines, 9)) + _part(b"IEND", b"")
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def _part(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

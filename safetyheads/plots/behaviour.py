@@ -22,9 +22,10 @@ ablation   optional: what was done to the heads, for the title
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from safetyheads.plots.style import DARK, FONT, human
+from safetyheads.plots.frame import axis, caption, panel, require_columns, sheet
+from safetyheads.plots.style import DARK, human
 
 if TYPE_CHECKING:
     import pandas
@@ -35,6 +36,7 @@ COLUMNS = ("dataset", "side", "verdict", "arm", "size", "seed", "rate", "low", "
 
 TOP_COLOUR, RANDOM_COLOUR = "#b5367a", "#7f7f7f"
 PANEL_WIDTH, PANEL_HEIGHT = 300, 230
+LEFT, RIGHT, TOP, BOTTOM = 74, 20, 100, 62
 _TITLES = {
     ("harmful", "refuse"): "Refusal",
     ("harmful", "comply"): "Attack success",
@@ -64,80 +66,49 @@ def plot_refusal_under_ablation(
     """
     import plotly.graph_objects as go
 
-    if missing := [name for name in COLUMNS if name not in table.columns]:
-        raise ValueError(
-            f"the table lacks the columns {', '.join(missing)}: give RefusalCurve.to_frame()"
-        )
+    require_columns(table, COLUMNS, "RefusalCurve.to_frame()")
     if "top" not in set(table["arm"]):
         raise ValueError("the table has no rows with arm 'top': there is no ranking to draw")
     if absent := [verdict for verdict in verdicts if verdict not in set(table["verdict"])]:
         raise ValueError(f"the table has no verdict {absent[0]!r}")
     rows = list(dict.fromkeys(zip(table["dataset"], table["side"], strict=True)))
-    figure = go.Figure()
-    left, right, top, bottom, gap_x, gap_y = 74, 20, 100, 62 + 20 * bool(note), 46, 62
-    width = left + right + len(verdicts) * PANEL_WIDTH + (len(verdicts) - 1) * gap_x
-    height = top + bottom + len(rows) * PANEL_HEIGHT + (len(rows) - 1) * gap_y
-    inner_width, inner_height = width - left - right, height - top - bottom
+    across, down = PANEL_WIDTH + 46, PANEL_HEIGHT + 62
+    inner = len(verdicts) * across - 46, len(rows) * down - 62
+    width = LEFT + inner[0] + RIGHT
+    extra, notes = caption(note, width=width, left=LEFT, below=BOTTOM - 14)
+    margins = dict(left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM + extra)
+    height = TOP + inner[1] + BOTTOM + extra
+    figure = go.Figure(layout=sheet(width, height, **margins))
     sizes = sorted(set(table["size"]) | {0})
+    ticks = [0, 0.25, 0.5, 0.75, 1]
     for row, (dataset, side) in enumerate(rows):
         for column, verdict in enumerate(verdicts):
             number = row * len(verdicts) + column
-            suffix = "" if number == 0 else str(number + 1)
-            x0 = column * (PANEL_WIDTH + gap_x) / inner_width
-            y1 = 1 - row * (PANEL_HEIGHT + gap_y) / inner_height
-            figure.layout[f"xaxis{suffix}"] = dict(
-                _axis(),
-                domain=[x0, x0 + PANEL_WIDTH / inner_width],
-                anchor=f"y{suffix}",
-                tickvals=sizes,
-                range=[-0.3, sizes[-1] + 0.3],
-                title=dict(text="Heads ablated", standoff=6) if row == len(rows) - 1 else None,
-            )
-            figure.layout[f"yaxis{suffix}"] = dict(
-                _axis(),
-                domain=[y1 - PANEL_HEIGHT / inner_height, y1],
-                anchor=f"x{suffix}",
-                range=[-0.03, 1.03],
-                tickvals=[0, 0.25, 0.5, 0.75, 1],
-                ticktext=["0 %", "25 %", "50 %", "75 %", "100 %"],
-                title=dict(text="Share of answers", standoff=8) if column == 0 else None,
-            )
+            size = (PANEL_WIDTH, PANEL_HEIGHT)
+            place = panel(number, x=column * across, y=row * down, size=size, inner=inner)
+            x = axis(tickvals=sizes, range=[-0.3, sizes[-1] + 0.3])
+            x |= dict(title=dict(text="Heads ablated", standoff=6)) if row == len(rows) - 1 else {}
+            y = axis(tickvals=ticks, range=[-0.03, 1.03], ticktext=[f"{t:.0%}" for t in ticks])
+            y |= dict(title=dict(text="Share of answers", standoff=8)) if column == 0 else {}
+            figure.update_layout(place.frame(x, y))
             title = _TITLES.get((side, verdict), verdict.capitalize())
             where = human(dataset) + ("" if side == "harmful" else ", harmless")
-            figure.add_annotation(
-                text=f"<b>{escape(title)}</b>  {escape(where)}",
-                **dict(xref="paper", yref="paper", x=x0, y=y1, xanchor="left", yanchor="bottom"),
-                **dict(showarrow=False, font=dict(size=13, color=DARK), yshift=4),
-            )
-            panel = table[
-                (table["dataset"] == dataset)
-                & (table["side"] == side)
-                & (table["verdict"] == verdict)
-            ]
-            _draw(figure, panel, f"x{suffix}", f"y{suffix}", legend=number == 0)
+            text = f"<b>{escape(title)}</b>  {escape(where)}"
+            figure.add_annotation(place.heading(text) | dict(x=place.left, xanchor="left"))
+            asked = {"dataset": dataset, "side": side, "verdict": verdict}
+            part = table[(table[list(asked)] == list(asked.values())).all(axis=1)]
+            _draw(figure, part, place.axes, legend=number == 0)
     figure.update_layout(
-        **dict(width=width, height=height, paper_bgcolor="white", plot_bgcolor="white"),
-        margin=dict(l=left, r=right, t=top, b=bottom),
-        font=dict(family=FONT, size=12, color=DARK),
-        title=dict(text=_title(table), x=left / width, y=1 - 14 / height, yanchor="top"),
+        title=dict(text=_title(table), x=LEFT / width, y=1 - 14 / height, yanchor="top"),
         title_font=dict(size=16, color=DARK),
         legend=dict(
-            **dict(orientation="h", x=0, xanchor="left", y=1 + 30 / inner_height),
+            **dict(orientation="h", x=0, xanchor="left", y=1 + 30 / inner[1]),
             **dict(yanchor="bottom", bgcolor="rgba(0,0,0,0)"),
         ),
     )
-    if note:
-        figure.add_annotation(
-            text=escape(note),
-            **dict(xref="paper", yref="paper", x=0, y=0, xanchor="left", yanchor="top"),
-            **dict(yshift=-44, showarrow=False, align="left", font=dict(size=11, color="#595959")),
-        )
+    for made in notes:
+        figure.add_annotation(made)
     return figure
-
-
-def _axis() -> dict[str, Any]:
-    line = dict(showline=True, linecolor=DARK, ticks="outside", tickcolor=DARK, zeroline=False)
-    return dict(line, showgrid=True, gridcolor="#ececec")
 
 
 def _title(table: "pandas.DataFrame") -> str:
@@ -149,16 +120,14 @@ def _title(table: "pandas.DataFrame") -> str:
 
 def _draw(
     figure: "plotly.graph_objects.Figure",
-    panel: "pandas.DataFrame",
-    x: str,
-    y: str,
+    rows: "pandas.DataFrame",
+    axes: dict[str, str],
     *,
     legend: bool,
 ) -> None:
     """One panel: thin grey draws, their mean, and the ranking with its intervals on top."""
-    baseline = panel[panel["arm"] == "baseline"]
-    drawn = panel[panel["arm"] == "random"]
-    axes: dict[str, Any] = dict(xaxis=x, yaxis=y)
+    baseline = rows[rows["arm"] == "baseline"]
+    drawn = rows[rows["arm"] == "random"]
     start = [(0, rate) for rate in baseline["rate"]]
     for _, one in drawn.groupby("seed"):
         points = [*start, *sorted(zip(one["size"], one["rate"], strict=True))]
@@ -181,7 +150,7 @@ def _draw(
         )
     import pandas
 
-    ranked = pandas.concat([baseline, panel[panel["arm"] == "top"]]).sort_values("size")
+    ranked = pandas.concat([baseline, rows[rows["arm"] == "top"]]).sort_values("size")
     figure.add_scatter(
         **axes,
         **dict(x=ranked["size"].tolist(), y=ranked["rate"].tolist(), mode="lines+markers"),

@@ -1,7 +1,8 @@
 """Does a head stand out from its controls, and how many prompts does the ranking need? Drawn from tables.
 
 `plot_specificity` takes the table of `Ranking.to_frame()`, of which it uses the columns label, ablation, metric, unit,
-rank, specificity, specificity_low, specificity_high, q_value, null_high and in_null. `plot_power` takes one or several
+rank, specificity, specificity_low, specificity_high, q_value, null_high and in_null, and for the titles dataset and
+model. `plot_power` takes one or several
 tables of `power_curve`. Plots never compute scores.
 """
 
@@ -11,7 +12,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from safetyheads.plots.style import DARK, FONT, human
+from safetyheads.plots.frame import about, axis, caption, require_columns, sheet
+from safetyheads.plots.style import DARK, human
 
 if TYPE_CHECKING:
     import pandas
@@ -24,7 +26,7 @@ SPECIFICITY_COLUMNS = (
 POWER_COLUMNS = ("ranking", "prompts", "against", "k", "spearman", "spearman_low", "spearman_high")
 GREY, FOUND = "#a6a6a6", "#c2185b"
 LINES = ("#440154", "#1b9e77", "#d95f02", "#3b528b")
-PANEL_WIDTH, ROW, TOP, BOTTOM = 380, 26, 70, 84
+PANEL_WIDTH, ROW, LEFT, TOP, BOTTOM = 380, 26, 84, 70, 84
 
 
 def plot_specificity(
@@ -46,25 +48,25 @@ def plot_specificity(
     """
     from plotly.subplots import make_subplots
 
-    _require(table, SPECIFICITY_COLUMNS, "Ranking.to_frame() of a dataset with harmless prompts")
+    require_columns(
+        table, SPECIFICITY_COLUMNS, "Ranking.to_frame() of a dataset with harmless prompts"
+    )
     if k < 1:
         raise ValueError(f"k is {k}: expected 1 or more heads to draw in each panel")
     tested = table[table["specificity"].notna()]
     if tested.empty:
         raise ValueError("no head has a specificity: there is nothing to draw")
     ablations = tested["ablation"].drop_duplicates().tolist()
-    figure = make_subplots(
-        cols=len(ablations), subplot_titles=[human(a) for a in ablations], horizontal_spacing=0.12
-    )
+    rest = about(tested)
+    names = [escape(f"{human(a)}, {rest}" if rest else human(a), quote=False) for a in ablations]
+    figure = make_subplots(cols=len(ablations), subplot_titles=names, horizontal_spacing=0.12)
     shown: set[str] = set()
     for column, ablation in enumerate(ablations, 1):
         part = tested[tested["ablation"] == ablation].nsmallest(k, "rank")
         inside = part["in_null"].astype(str) == "True"
         passed = (part["q_value"] < q) & (part["specificity"] > 0)
-        names = [
-            f"{rank}. {label}" for rank, label in zip(part["rank"], part["label"], strict=True)
-        ]
-        part = part.assign(name=names)
+        lines = zip(part["rank"], part["label"], strict=True)
+        part = part.assign(name=[f"{rank}. {label}" for rank, label in lines])
         kinds = (
             ("inside the null", inside & ~passed, GREY, "white"),
             ("above the null", ~inside & ~passed, DARK, "white"),
@@ -117,9 +119,9 @@ def plot_specificity(
         figure.update_yaxes(
             categoryorder="array", categoryarray=part["name"][::-1].tolist(), row=1, col=column
         )
-    figure.update_xaxes(zeroline=True, zerolinecolor=DARK, zerolinewidth=1, **_FRAME)
+    figure.update_xaxes(axis(zeroline=True, zerolinecolor=DARK, zerolinewidth=1))
     figure.update_yaxes(range=[-0.7, min(k, int(tested.groupby("ablation").size().max())) - 0.3])
-    figure.update_yaxes(**_FRAME)
+    figure.update_yaxes(axis())
     height = TOP + ROW * min(k, len(tested)) + BOTTOM
     _finish(figure, len(ablations) * (PANEL_WIDTH + 60) + 20, height, note)
     return figure
@@ -146,7 +148,7 @@ def plot_power(
     )
     top = 0
     for number, (name, table) in enumerate(named.items()):
-        _require(table, POWER_COLUMNS, "power_curve(...)")
+        require_columns(table, POWER_COLUMNS, "power_curve(...)")
         name = name or str(table["ranking"].iloc[0])
         rows = table[table["against"] == against].sort_values("prompts")
         if rows.empty:
@@ -183,24 +185,13 @@ def plot_power(
                 row=1,
                 col=column,
             )
-    figure.update_xaxes(title=dict(text="Prompts in a set", font=dict(size=13)), **_FRAME)
+    figure.update_xaxes(axis(title=dict(text="Prompts in a set", font=dict(size=13))))
     figure.update_xaxes(type="log", tickvals=[2**p for p in range(1, 12)], minor=dict(ticks=""))
-    figure.update_yaxes(zeroline=True, zerolinecolor=DARK, **_FRAME)
+    figure.update_yaxes(axis(zeroline=True, zerolinecolor=DARK))
     figure.update_yaxes(title=dict(text="Spearman", font=dict(size=13)), row=1, col=1)
     figure.update_yaxes(title=dict(text=f"Jaccard of the top {top}", font=dict(size=13)), col=2)
     _finish(figure, 2 * (PANEL_WIDTH + 60), 400, note)
     return figure
-
-
-_FRAME: dict[str, Any] = dict(
-    ticks="outside",
-    ticklen=4,
-    gridcolor="#ececec",
-    showline=True,
-    mirror=True,
-    linecolor=DARK,
-    linewidth=1,
-)
 
 
 def _axis_title(metric: str, unit: str) -> str:
@@ -210,28 +201,14 @@ def _axis_title(metric: str, unit: str) -> str:
 
 def _finish(figure: Any, width: int, height: int, note: str | None) -> None:
     """Size, legend and caption."""
+    extra, notes = caption(note, width=width, left=LEFT, below=BOTTOM - 28)
+    margins = dict(left=LEFT, right=20, top=TOP, bottom=BOTTOM + extra)
     figure.update_layout(
-        template="none",
-        width=width,
-        height=height,
-        margin=dict(l=84, r=20, t=TOP, b=BOTTOM),
-        font=dict(family=FONT, size=12, color=DARK),
+        **sheet(width, height + extra, **margins),
         legend=dict(
             **dict(orientation="h", itemsizing="constant", traceorder="normal"),
             **dict(x=0, xanchor="left", y=1, yref="container", yanchor="top"),
         ),
     )
-    if note:
-        figure.add_annotation(
-            **dict(text=escape(note, quote=False), font=dict(size=12, color="#595959")),
-            **dict(x=0, xref="paper", xanchor="left", xshift=-70),
-            **dict(y=0, yref="paper", yanchor="top", yshift=-BOTTOM + 28, showarrow=False),
-        )
-
-
-def _require(table: "pandas.DataFrame", columns: tuple[str, ...], maker: str) -> None:
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise ValueError(
-            f"the table lacks the columns {', '.join(missing)}; expected what {maker} gives"
-        )
+    for made in notes:
+        figure.add_annotation(made)

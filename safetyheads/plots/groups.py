@@ -9,7 +9,8 @@ score                  what the group does, in `unit`
 alone                  what the head added does alone
 null_low, null_high    where 95 % of random groups of the same layers lie
 null_mean              what they do on average
-ablation, metric, unit as in every table of scores
+ablation, metric, unit as in every table of scores; dataset and model, where there,
+                       go into the title
 =====================  ==========================================================
 """
 
@@ -17,14 +18,17 @@ ablation, metric, unit as in every table of scores
 
 from typing import TYPE_CHECKING
 
-from safetyheads.plots.style import DARK, FONT, human
+from safetyheads.plots.frame import about, axis, require_columns, sheet
+from safetyheads.plots.style import human
 
 if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
-COLUMNS = {"size", "label", "score", "alone", "null_low", "null_mean", "null_high"}
-COLUMNS |= {"ablation", "metric", "unit"}
+COLUMNS = (
+    *("size", "label", "score", "alone", "null_low", "null_mean", "null_high"),
+    *("ablation", "metric", "unit"),
+)
 GROUP, SUM, NULL = "#440154", "#21918c", "#8c8c8c"
 
 
@@ -37,17 +41,14 @@ def plot_group_curve(
 
     Args:
         table: one row a size, with the columns that the module documents.
-        title: a caption over the figure; by default the ablation.
+        title: a caption over the figure; by default the ablation, the prompts and the model.
 
     Raises:
         ValueError: a column is missing, or the table holds more than one ablation or metric.
     """
     import plotly.graph_objects as go
 
-    if missing := COLUMNS - set(table.columns):
-        raise ValueError(
-            f"the table lacks {', '.join(sorted(missing))}; give what HeadGroup.to_frame() returns"
-        )
+    require_columns(table, COLUMNS, "HeadGroup.to_frame()")
     for name in ("ablation", "metric", "unit"):
         if table[name].nunique() != 1:
             raise ValueError(
@@ -92,19 +93,14 @@ def plot_group_curve(
             ),
         ]
     )
+    words = ", ".join(part for part in (human(table["ablation"].iloc[0]), about(table)) if part)
     figure.update_layout(
-        width=560,
-        height=434,
-        margin=dict(l=70, r=20, t=46, b=124),
-        paper_bgcolor="white",
-        plot_bgcolor="white",
-        font=dict(family=FONT, size=13, color=DARK),
-        title=dict(text=title or human(table["ablation"].iloc[0]), x=0.5, font=dict(size=15)),
+        **sheet(560, 434, left=70, right=20, top=46, bottom=124),
+        title=dict(text=title or words, x=0.5, font=dict(size=15)),
         legend=dict(orientation="h", x=0.5, xanchor="center", y=-0.3, yanchor="top"),
     )
-    axis = dict(showline=True, linecolor=DARK, ticks="outside", gridcolor="#ececec", zeroline=False)
     ticks = [f"{n}<br>+ {label}" for n, label in zip(sizes, table["label"], strict=True)]
-    figure.update_xaxes(**axis, tickvals=sizes, ticktext=ticks, title="Heads ablated together")
+    figure.update_xaxes(axis(tickvals=sizes, ticktext=ticks, title="Heads ablated together"))
     name = human(table["metric"].iloc[0]) + (f" [{unit}]" if unit else "")
-    figure.update_yaxes(**axis, title=name, rangemode="tozero")
+    figure.update_yaxes(axis(title=name, rangemode="tozero"))
     return figure

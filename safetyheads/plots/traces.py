@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from safetyheads.plots.style import DARK, FONT, human
+from safetyheads.plots.frame import axis, require_columns, sheet, suffix
+from safetyheads.plots.frame import panel as place_of
+from safetyheads.plots.style import human
 
 if TYPE_CHECKING:
     import pandas
@@ -66,10 +68,7 @@ def plot_detection(
 
 
 def _checked(table: "pandas.DataFrame", classifier: str | None, panel: str) -> "pandas.DataFrame":
-    if missing := [name for name in (*COLUMNS, panel) if name not in table.columns]:
-        raise ValueError(
-            f"the table lacks {', '.join(missing)}: expected one of score_detectors, and panel= a column of it"
-        )
+    require_columns(table, (*COLUMNS, panel), "score_detectors (and panel= a column of it)")
     if table.empty:
         raise ValueError("the table is empty: there is nothing to draw")
     known = list(dict.fromkeys(table["classifier"]))
@@ -90,7 +89,7 @@ def _draw_panel(
     figure: "plotly.graph_objects.Figure", part: "pandas.DataFrame", index: int, seen: set[str]
 ) -> None:
     """One panel's traces; a name in `seen` is in the legend already."""
-    axes = dict(xaxis=f"x{index + 1 if index else ''}", yaxis=f"y{index + 1 if index else ''}")
+    axes = dict(xaxis=f"x{suffix(index)}", yaxis=f"y{suffix(index)}")
 
     def add(name: str, **values: Any) -> None:
         shown = name not in seen
@@ -140,58 +139,33 @@ def _layout(rows: "pandas.DataFrame", names: Sequence[Any], panel: str) -> dict[
     width = LEFT + RIGHT + len(names) * PANEL_WIDTH + (len(names) - 1) * BETWEEN
     inner = width - LEFT - RIGHT
     top = TOP + LEGEND_HEIGHT * math.ceil(LEGEND_WIDTH / inner)
-    plain = dict(showline=True, mirror=True, linecolor=DARK, linewidth=1, zeroline=False)
-    layout: dict[str, Any] = dict(
-        template="none",
-        width=width,
-        height=top + PANEL_HEIGHT + BOTTOM,
-        margin=dict(l=LEFT, r=RIGHT, t=top, b=BOTTOM, pad=0, autoexpand=False),
-        font=dict(family=FONT, size=12, color=DARK),
-        paper_bgcolor="white",
-        plot_bgcolor="white",
-        legend=dict(orientation="h", x=0, yref="container", y=1, yanchor="top"),
-    )
+    margins = dict(left=LEFT, right=RIGHT, top=top, bottom=BOTTOM)
+    layout = sheet(width, top + PANEL_HEIGHT + BOTTOM, **margins)
+    layout["legend"] = dict(orientation="h", x=0, yref="container", y=1, yanchor="top")
+    layout["annotations"] = []
     classifier = str(rows["classifier"].iloc[0]).replace("_", " ")
-    annotations = []
     for index, name in enumerate(names):
-        suffix = str(index + 1) if index else ""
-        left = index * (PANEL_WIDTH + BETWEEN) / inner
+        size = (PANEL_WIDTH, PANEL_HEIGHT)
+        place = place_of(
+            index, x=index * (PANEL_WIDTH + BETWEEN), y=0, size=size, inner=(inner, PANEL_HEIGHT)
+        )
         part = rows[rows[panel] == name]
         layers = sorted(set(part["layer"].dropna().astype(int)))
-        x_axis = dict(
+        x = axis(
             title=dict(text="Layer", standoff=8),
             range=[layers[0] - 0.8, layers[-1] + 0.8],
             tickvals=layers if len(layers) <= 12 else None,
-            domain=[left, left + PANEL_WIDTH / inner],
-            anchor=f"y{suffix}",
-            ticks="outside",
             showgrid=False,
         )
-        y_axis = dict(
+        y = axis(
             title=dict(text="" if index else f"F1 of the jailbreaks, {classifier}"),
             range=[0, 1.03],
             showticklabels=not index,
-            anchor=f"x{suffix}",
-            ticks="outside",
-            gridcolor="#ececec",
         )
-        layout[f"xaxis{suffix}"], layout[f"yaxis{suffix}"] = (
-            {**x_axis, **plain},
-            {**y_axis, **plain},
-        )
+        layout |= place.frame(x, y)
         counts = part.iloc[0]
         title = f"{escape(human(str(name)))}<br><span style='font-size:11px'>{counts['jailbreaks']} jailbreak, "
         title += f"{counts['benign']} benign prompts"
         title += ", transductive" if part["transductive"].any() else ""
-        place = dict(x=left + PANEL_WIDTH / inner / 2, xanchor="center", y=1, yanchor="bottom")
-        annotations.append(
-            dict(
-                text=f"{title}</span>",
-                **place,
-                xref="paper",
-                yref="paper",
-                showarrow=False,
-                yshift=4,
-            )
-        )
-    return dict(layout, annotations=annotations)
+        layout["annotations"].append(place.heading(f"{title}</span>"))
+    return layout

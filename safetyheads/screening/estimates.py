@@ -229,7 +229,8 @@ def _view(
 def _fisher(
     model: HookedModel, states: Float[Tensor, "prompt d_model"], directions: int
 ) -> _Fisher:
-    log_probs = LastToken(states, model.unembed).log_probs
+    wide = torch.promote_types(states.dtype, torch.float32)
+    log_probs = LastToken(states, model.unembed).log_probs.to(wide)
     likely = log_probs.topk(min(LIKELY_TOKENS, log_probs.shape[-1]))
     probs = likely.values.softmax(-1)[..., None]
     rows = model.logit_gradients(states, likely.indices).to(probs.dtype)

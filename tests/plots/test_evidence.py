@@ -7,7 +7,7 @@ import torch
 from safetyheads.evidence.stability import power_curve
 from safetyheads.heads import HeadScores
 from safetyheads.plots.evidence import FOUND, GREY, plot_power, plot_specificity
-from safetyheads.plots.heads import plot_head_scatter
+from safetyheads.plots.scatter import plot_head_scatter
 
 
 def table():
@@ -82,17 +82,34 @@ def test_power_is_drawn_for_every_curve():
 
 
 @pytest.mark.parametrize("as_file", [False, True])
-def test_heads_inside_the_null_are_grey_in_the_scatter(as_file, tmp_path):
+def test_heads_inside_the_null_are_open_in_the_scatter_and_keep_their_colour(as_file, tmp_path):
     rows = table()
     if as_file:
         rows.to_csv(tmp_path / "scores.csv", index=False)
         rows = pandas.read_csv(tmp_path / "scores.csv")
     figure = plot_head_scatter(rows, k=4)
-    grey = [t for t in figure.data if t.marker.color == "#bdbdbd"]
-    assert [list(t.x) for t in grey] == [[1, 4], [1, 4], [None]]
-    assert grey[-1].name == "grey: inside the null"
+    circle, cross = (t for t in figure.data if t.text)
+    assert list(circle.x) == [1, 2, 3, 4]
+    assert list(circle.marker.symbol) == ["circle-open", "circle", "circle", "circle-open"]
+    assert list(cross.marker.symbol) == ["x-open", "x", "x", "x-open"]
+    assert list(circle.marker.color) == rows["score"][:4].tolist()
+    colours = figure.layout.coloraxis
+    assert (colours.cmin, colours.cmax) == (rows["score"][0], rows["score"][3])
+    assert figure.data[-1].name == "open: inside the null"
     plain = plot_head_scatter(rows.drop(columns="in_null"), k=4)
-    assert len(plain.data) == len(figure.data) - 3
+    assert len(plain.data) == len(figure.data) - 1
     estimated = rows.assign(kind=["estimated"] * 5 + ["exact"] * 5)
     figure = plot_head_scatter(estimated, k=4)
-    assert [list(t.x) for t in figure.data if t.marker.color == "#bdbdbd"] == [[1, 4], [None]]
+    circle, cross = (t for t in figure.data if t.text)
+    kinds = {t.name: set(t.marker.symbol) for t in (circle, cross)}
+    assert kinds == {"Zero Ablation": {"circle-open-dot"}, "Mean Ablation": {"x", "x-open"}}
+    assert [t.name for t in figure.data[-2:]] == ["dotted: estimated", "open: inside the null"]
+
+
+def test_a_third_series_is_open_already_and_marks_the_null_by_a_thin_line():
+    three = [table().assign(ablation=name)[:5] for name in ("zero", "mean", "resample")]
+    figure = plot_head_scatter(pandas.concat(three), k=4)
+    square = next(t for t in figure.data if t.name == "Resample Ablation" and t.text)
+    assert set(square.marker.symbol) == {"square-open"}
+    assert list(square.marker.line.width) == [1, 2.5, 2.5, 1]
+    assert figure.data[-1].name == "open or thin: inside the null"

@@ -9,7 +9,9 @@ import pytest
 
 from safetyheads.plots import heads
 from safetyheads.plots import writing as files
-from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
+from safetyheads.plots.heatmap import plot_head_heatmap
+from safetyheads.plots.scatter import plot_head_scatter
+from safetyheads.plots.style import DARK
 from safetyheads.plots.writing import write_html, write_image
 
 UNDIFFERENTIATED, SCALING = "undifferentiated_attention", "scaling_contribution"
@@ -199,9 +201,9 @@ def test_a_head_in_two_series_shows_both_symbols():
     circle, cross = points(plot_head_scatter(pd.concat([dark, light]), k=2))
     assert list(zip(circle.x, circle.y, strict=True)) == list(zip(cross.x, cross.y, strict=True))
     assert cross.marker.size < 0.7 * circle.marker.size  # the cross is drawn later, so on top
-    assert circle.marker.line.color == heads.DARK
+    assert circle.marker.line.color == DARK
     # L0H1 is light on light, L0H0 dark on dark
-    assert list(cross.marker.line.color) == [heads.DARK, "white"]
+    assert list(cross.marker.line.color) == [DARK, "white"]
 
 
 def test_further_series_enclose_the_first_two():
@@ -517,3 +519,13 @@ def test_picture(tmp_path, ending, magic):
     else:
         size = tuple(int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
         assert size == (figure.layout.width, figure.layout.height)
+
+
+def test_titles_say_prompts_and_model_where_the_table_knows_them():
+    frame = by_dataset(4, 4).assign(model="tiny")
+    assert titles(plot_head_scatter(frame))[0] == "Top 10 Safety Heads on JailbreakBench, tiny"
+    one = frame[frame["dataset"] == "jailbreakbench"]
+    by_ablation = plot_head_scatter(one, panel="ablation", series="model")
+    assert titles(by_ablation)[0] == (
+        "Top 10 Safety Heads on Undifferentiated Attention,<br>JailbreakBench"
+    )

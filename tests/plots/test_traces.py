@@ -36,7 +36,7 @@ def test_a_figure_that_would_mix_is_refused(table):
     with pytest.raises(ValueError, match="has attn_out at one layer twice"):
         plot_detection(twice)
     assert len(plot_detection(twice, panel="contrast").layout.annotations) == 2
-    with pytest.raises(ValueError, match="the table lacks f1"):
+    with pytest.raises(ValueError, match="the table lacks the columns f1"):
         plot_detection(table.drop(columns="f1"))
     with pytest.raises(ValueError, match="the table is empty"):
         plot_detection(table.iloc[:0])

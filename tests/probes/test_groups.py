@@ -155,7 +155,7 @@ def test_what_is_saved_is_what_is_loaded(group, tmp_path):
     assert (table["null_low"] <= table["null_mean"]).all()
     assert len(group.pair_frame()) == 15
     assert group.pair_frame()["interaction"].abs().is_monotonic_decreasing
-    with pytest.raises(FileNotFoundError, match=r"HeadGroup\.save wrote"):
+    with pytest.raises(FileNotFoundError, match=r"a folder that a result's save\(\) wrote"):
         HeadGroup.load(tmp_path)
 
 
@@ -218,7 +218,7 @@ def test_the_curve_draws_what_the_table_says(group):
     assert list(null.y) == pytest.approx(group.null.mean(1).tolist())
     assert len(band.x) == 6
     assert figure.layout.xaxis.ticktext[0] == f"1<br>+ {group.heads[0]}"
-    with pytest.raises(ValueError, match="the table lacks null_low"):
+    with pytest.raises(ValueError, match="the table lacks the columns null_low"):
         plot_group_curve(group.to_frame().drop(columns="null_low"))
 
 

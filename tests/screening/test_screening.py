@@ -21,7 +21,8 @@ from safetyheads.interventions.ablations import (
 )
 from safetyheads.metrics import GeneralizedShips, LastToken, RefusalShift, Ships, kl_divergence
 from safetyheads.models.opening import load_model
-from safetyheads.plots.heads import plot_head_heatmap, plot_head_scatter
+from safetyheads.plots.heatmap import plot_head_heatmap
+from safetyheads.plots.scatter import plot_head_scatter
 from safetyheads.probes import single_heads
 from safetyheads.probes.single_heads import score_heads, screen_heads
 from safetyheads.prompts import PromptSet, tokenize
@@ -438,7 +439,7 @@ def test_figures_mark_estimates(pair):
     table = pair[0].to_frame()
     (points, *_) = (t for t in plot_head_scatter(table, k=24).data if t.x[0] is not None)
     assert list(points.marker.symbol) == [
-        "circle" if kind == "exact" else "circle-open" for kind in table["kind"]
+        "circle" if kind == "exact" else "circle-open-dot" for kind in table["kind"]
     ]
     shown = {text: rank for text, (_, rank) in zip(points.text, points.customdata, strict=True)}
     assert [str(rank).endswith("estimated") for rank in shown.values()] == [
