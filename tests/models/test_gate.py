@@ -142,7 +142,7 @@ def test_edited_weights_are_followed_or_refused():
     with torch.no_grad():
         fused.mul_(0.3)  # queries, keys and values are views of it
     assert torch.allclose(scored(model), expected, atol=1e-6)
-    assert (before - expected).abs().max() > 1e-2
+    assert (before - expected).abs().max() > 1e-3
     fused.data = fused.data * 2  # and are views of what it was
     with pytest.raises(ValueError, match=r"changed after load_model.*open it afterwards"):
         scored(model)
