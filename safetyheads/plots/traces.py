@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from safetyheads.plots.frame import axis, panel as place_of, require_columns, sheet, suffix
+from safetyheads.plots.frame import axis, require_columns, sheet, suffix
+from safetyheads.plots.frame import panel as place_of
 from safetyheads.plots.style import human
 
 if TYPE_CHECKING:
