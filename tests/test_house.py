@@ -80,4 +80,5 @@ def test_what_is_too_large_is_seen():
     assert too_large("a.py", "class A:\n" + "    x = 1\n" * 260) == ["a.py:A"]
     assert too_large("a.py", f"def f({', '.join(f'a{n}' for n in range(11))}): ...") == ["a.py:f"]
     assert private_imports("from safetyheads.models.hooked import _opened") == ["_opened"]
-    assert says_bridge("model.bridge.cfg") and not says_bridge('"a bridge"')
+    assert says_bridge("model.bridge.cfg")
+    assert not says_bridge("'a bridge'")

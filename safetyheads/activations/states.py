@@ -1,5 +1,6 @@
 """What does a model hold at some layers and positions while it reads many prompts?"""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safetyheads.models.going_on import cache_fault
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.watching import watch_states
 from safetyheads.progress import bar
@@ -54,6 +56,9 @@ def capture_states(
 ) -> Float[Tensor, "representation layer prompt pos d_model"]:
     """The kept states of one set of prompts, a pass for every few prompts that begin alike; zeros where a prompt has no
     token. Nothing above the highest layer is run."""
+    shares = (fault := cache_fault(model)) is None
+    if fault:
+        warnings.warn(f"{fault}. Prompts run whole here, which is slower", stacklevel=3)
     sizes = len(kept.representations), len(kept.layers), len(batch), kept.length, model.d_model
     states = torch.zeros(sizes)
     order = sorted(range(len(batch)), key=lambda prompt: batch.ids[prompt].tolist())
@@ -63,7 +68,8 @@ def capture_states(
             some = batch.select(prompts)
             real = torch.arange(some.ids.shape[1]) < some.lengths[:, None]
             # A pad token may lie outside the embedding; what stands there never matters.
-            ids, prefix = some.ids.where(real, 0), some.prefix_length if len(prompts) > 1 else 0
+            ids = some.ids.where(real, 0)
+            prefix = some.prefix_length if shares and len(prompts) > 1 else 0
             read = _reader(states, prompts, some.lengths, kept)
             watch_states(model, ids, kept.layers, read, prefix=prefix)
             shown.update(len(prompts))

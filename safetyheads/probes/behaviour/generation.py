@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from safetyheads.metrics import refusal_log_odds
+from safetyheads.models.going_on import cache_fault
 from safetyheads.models.hooked import HookedModel
 from safetyheads.prompts import TokenBatch
 
@@ -105,12 +106,15 @@ def generate(
     `rows` prompts run together; those that have ended leave. `refusal` are the tokens whose log-odds are read at the
     first step. `progress` is called with the number of answers just finished.
 
-    Raises ValueError for no rows and for logits that are not finite.
+    Raises ValueError for no rows, for logits that are not finite, and for a model that goes on from a cache in
+    another way than from the whole prompt.
     """
     if type(rows) is not int or rows < 1:
         raise ValueError(
             f"rows is {rows!r}; a forward pass needs at least one row, in whole numbers"
         )
+    if fault := cache_fault(model):
+        raise ValueError(fault)
     order = batch.lengths.argsort(stable=True).tolist()
     answers = {n: _Answer([], random.Random(f"{decoding.seed} {n}")) for n in range(len(order))}
     for start in range(0, len(order), rows):
