@@ -44,12 +44,14 @@ from safetyheads import (
 from safetyheads.engine.execution import Execution
 from safetyheads.heads import Audit
 from safetyheads.metrics import GeneralizedShips, Ships
+from safetyheads.probes.behaviour.utility import Question
 from safetyheads.probes.groups import GroupSearch
 from safetyheads.ranking.study import Study
 from tests.storage.alike import differences
 from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 
 QUIET = Execution(progress=False)
+QUESTIONS = [Question(sentence(20, 21), (sentence(30, 31), sentence(30, 32, 33)))]
 BOTH = PromptSet("both", tuple(RAGGED), tuple(sentence(20, 21, n) for n in (30, 31, 32)))
 TWO = (RAGGED[:2], [RAGGED[2], RAGGED[0]])
 BLANK = Grid(length=9, short="blank", log=10)
@@ -127,7 +129,7 @@ RESULTS = {
     "Behaviour": behaviour,
     "RefusalCurve": curve,
     "Traces": traces,
-    "Utility": lambda m: measure_utility(m, texts=RAGGED, progress=False),
+    "Utility": lambda m: measure_utility(m, texts=RAGGED, questions=QUESTIONS, progress=False),
     "Comparison": lambda m: compare_definitions(
         m, BOTH, [Definition("a"), Definition("b", rank=2, template="bare")], execution=QUIET
     ),
