@@ -23,7 +23,7 @@ from safetyheads.storage.files import write_whole
 from safetyheads.storage.store import Store, fingerprint
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_tensors_come_back_as_they_were(tmp_path):
@@ -142,7 +142,7 @@ def test_two_processes_write_the_same_keys(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from tests.test_store import small_run
+from tests.storage.test_store import small_run
 real, calls = os.replace, []
 def replace(source, target):
     if str(target).endswith("layer002.safetensors"):
@@ -310,7 +310,7 @@ def test_a_damaged_manifest_is_written_anew_and_not_read(tmp_path):
 KILLS = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
-from tests.test_store import small_run
+from tests.storage.test_store import small_run
 
 base, draw = Path(sys.argv[1]), random.Random(7)
 
