@@ -127,6 +127,8 @@ def check(model: HookedModel, before: Reference | None) -> Checked:
         before = reference(model.hf)
     ids = before.ids.to(model.device)
     loose = _loose(model)
+    if not before.logits.isfinite().all():  # nothing to compare; whoever reads the logits says so
+        return Checked({"tokens": ids.shape[1], "logits": "not finite"}, {}, {})
     worst: dict[str, float] = {}
     if given is not None:
         worst["logits"] = _apart(model.logits(ids).float().cpu(), given.logits)

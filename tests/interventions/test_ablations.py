@@ -73,8 +73,8 @@ def test_undifferentiated_attention_tends_to_its_closed_form():
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[3] < 1e-2 * gaps[1] * 2  # of first order in epsilon
     assert gaps[-1] < 1e-6
-    assert UndifferentiatedAttention(0.0).needs == frozenset()
-    assert UndifferentiatedAttention(1e-10).needs == {"scores"}
+    assert UndifferentiatedAttention(0.0).needs == {"values"}
+    assert UndifferentiatedAttention(1e-10).needs == {"values", "scores"}
 
 
 def test_a_negative_epsilon_is_refused():
@@ -102,7 +102,7 @@ def test_mean_ablation_writes_the_mean_at_every_position():
 
 
 def test_resample_ablation_writes_what_the_donor_gave():
-    assert torch.equal(ResampleAblation()(acts(donor=Z + 10)), Z + 10)
+    assert torch.equal(ResampleAblation()(acts(donor=lambda seed: Z + 10)), Z + 10)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -111,7 +111,7 @@ def test_the_dtype_of_the_model_is_kept(dtype):
         z=Z.to(dtype),
         v=V.to(dtype),
         mean=torch.ones(2, dtype=dtype),
-        donor=Z.to(dtype),
+        donor=lambda seed: Z.to(dtype),
         scores=torch.randn(1, 3, 3).to(dtype),
     )
     assert {a(half).dtype for a in ALL} == {dtype}

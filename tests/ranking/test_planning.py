@@ -1,6 +1,7 @@
 """Does a plan say what a run then does?"""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from safetyheads.ranking.planning import plan
 from safetyheads.ranking.ranking import rank_safety_heads
 from safetyheads.ranking.study import Study
 from safetyheads.screening.audit import Screened
-from tests.zoo import CONFIGS, random_model, sentence, tokenizer
+from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 
 HARMFUL = [sentence(*range(5, 12), n, n + 1) for n in range(20, 27)]
 HARMLESS = [sentence(*range(5, 12), n) for n in range(30, 34)]
@@ -107,7 +108,19 @@ def test_the_command_line_plans(tmp_path, capsys, monkeypatch):
     hf.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     monkeypatch.chdir(tmp_path)
-    arguments = ["rank", "--model", str(folder), "--limit", "2", "--plan", "--method", "screened"]
+    Path("prompts.txt").write_text("\n".join(RAGGED))
+    arguments = [
+        "rank",
+        "--model",
+        str(folder),
+        "--prompts",
+        "prompts.txt",
+        "--limit",
+        "2",
+        "--plan",
+        "--method",
+        "screened",
+    ]
     assert main(arguments) == 0
     assert "passes" in capsys.readouterr().out
     assert not (tmp_path / "safetyheads-out").exists()
