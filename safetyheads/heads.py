@@ -4,11 +4,9 @@
 ranking and the files that other programs read.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
@@ -17,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from safetyheads.storage.files import writable_folder, write_whole
+from safetyheads.storage.records import Record
+from safetyheads.storage.results import load_result, old_record, save_result
 
 if TYPE_CHECKING:
     import pandas
@@ -212,61 +211,19 @@ class HeadScores:
         return value
 
     def save(self, folder: str | Path) -> Path:
-        """Write `scores.safetensors` and `manifest.json` into a folder, made if it is not there.
-
-        Each file is written whole or not at all, and the scores name the manifest that they belong to, so that
-        `load` notices a save that was killed between the two.
-        """
-        from safetensors.torch import save
-
-        folder = writable_folder(folder)
-        tensors = {"values": self.values}
-        for name in ("per_prompt", "readings", "exact", "estimates"):
-            if (tensor := getattr(self, name)) is not None:
-                tensors[name] = tensor
-        manifest = {
-            "ablation": self.ablation,
-            "metric": self.metric,
-            "unit": self.unit,
-            "largest_first": self.largest_first,
-            "provenance": self.provenance,
-        }
-        if self.audit is not None:
-            manifest["audit"] = asdict(self.audit)
-        written = (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
-        scores = save(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            {"manifest_sha256": hashlib.sha256(written).hexdigest()},
-        )
-        write_whole(folder / "manifest.json", written)
-        write_whole(folder / "scores.safetensors", scores)
-        return folder
+        """Write a record into a folder, made if it is not there, whole or not at all; `load` reads it."""
+        return save_result(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "HeadScores":
-        """Read what `save` wrote.
+        """Read what `save` wrote, in this version or one before.
 
-        A missing file is a FileNotFoundError that names it; scores of one save beside the manifest of another
-        are a ValueError.
+        Raises FileNotFoundError where there is nothing, ValueError for what is damaged, of another kind or newer.
         """
-        from safetensors import safe_open
+        return load_result(cls, folder, _old)
 
-        folder = Path(folder)
-        for name in ("scores.safetensors", "manifest.json"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"{folder / name} is not there; give a folder that HeadScores.save wrote"
-                )
-        written = (folder / "manifest.json").read_bytes()
-        with safe_open(folder / "scores.safetensors", framework="pt") as file:
-            belongs_to = (file.metadata() or {}).get("manifest_sha256")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if belongs_to not in (None, hashlib.sha256(written).hexdigest()):
-            raise ValueError(
-                f"{folder} holds scores.safetensors of one save and manifest.json of another (was it killed "
-                "in between, or edited?); save the scores again"
-            )
-        manifest = json.loads(written)
-        if "audit" in manifest:
-            manifest["audit"] = Audit(**manifest["audit"])
-        return cls(**{"per_prompt": None, **tensors, **manifest})
+
+def _old(folder: Path) -> Record:
+    """The scores of versions that wrote no records, which left out what was None."""
+    record = old_record("scores")(folder)
+    return record._replace(values={"per_prompt": None, **record.values})

@@ -5,12 +5,13 @@ reads or tokenises again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from safetyheads.models.fingerprint import fingerprint
+from safetyheads.models.gate import follow
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.opening import load_model
 from safetyheads.prompts import PromptSet, TokenBatch, load_prompts, tokenize
@@ -73,13 +74,16 @@ def prepare(
         longest = model.context if max_length is None else max_length
         batch = tokenize(texts, model.tokenizer, template, max_length=longest)
     model.require_batch(batch.lengths, int(batch.ids.max()))
+    function, row = fingerprint(model.hf), int(batch.lengths.argmax())
+    unreadable = follow(model, function, batch.ids[row, : int(batch.lengths[row])])
+    model = replace(model, unreadable={**model.unreadable, **unreadable}) if unreadable else model
     provenance = {
         "model": {
             "name": model.name,
             "n_layers": model.n_layers,
             "n_heads": model.n_heads,
             **model.provenance,
-            "weights": fingerprint(model.hf),
+            "weights": function,
         },
         "device": model.device.type,
         "template": batch.template,

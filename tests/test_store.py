@@ -1,7 +1,6 @@
 """A run that was killed goes on from whole files only, and nothing of another run is ever found."""
 
 import errno
-import json
 import os
 import platform
 import shutil
@@ -16,7 +15,6 @@ from safetensors.torch import save_file
 
 from safetyheads.engine import sweep
 from safetyheads.engine.execution import Execution
-from safetyheads.heads import HeadScores
 from safetyheads.interventions.ablations import ScalingContribution, ZeroAblation
 from safetyheads.metrics import RefusalShift
 from safetyheads.models.opening import load_model
@@ -356,30 +354,19 @@ def test_runs_killed_at_random_points_end_at_the_same_bytes(tmp_path):
         assert contents(f"scores{n}") == contents("scoreswhole")
 
 
-def test_a_save_that_was_killed_between_its_files_is_noticed(tmp_path, monkeypatch):
-    HeadScores(torch.ones(2, 2), None, "zero", "ships", "nat").save(tmp_path)
-    changed = HeadScores(torch.zeros(2, 2), None, "mean", "ships", "nat")
-    real = os.replace
-
-    def replace(source, target):
-        if str(target).endswith("scores.safetensors"):
-            raise KeyboardInterrupt
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(KeyboardInterrupt):
-        changed.save(tmp_path)
-    assert json.loads((tmp_path / "manifest.json").read_text())["ablation"] == "mean"
-    with pytest.raises(ValueError, match=r"of one save and manifest\.json of another"):
-        HeadScores.load(tmp_path)
-    monkeypatch.undo()
-    changed.save(tmp_path)
-    assert HeadScores.load(tmp_path).ablation == "mean"
-    assert len(list(tmp_path.iterdir())) == 2
-
-
 def test_a_store_that_cannot_be_written_is_said_before_the_first_pass(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("safetyheads.engine.run.sweep", lambda *_, **__: pytest.fail("it ran"))
     with pytest.raises(PermissionError, match="cannot write in"):
         small_run(tmp_path / "file" / "store")
+
+
+@pytest.mark.parametrize("name", ["k.safetensors", "provenance.json"])
+def test_a_folder_in_a_files_place_is_named(tmp_path, name):
+    store = Store(tmp_path, {"a": 1})
+    (store.folder / name).unlink(missing_ok=True)
+    (store.folder / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name} is a folder, and a file of readings belongs"):
+        Store(tmp_path, {"a": 1})["k"]
+    with pytest.raises(ValueError, match="move it away or remove it"):
+        Store(tmp_path, {"a": 1})["k"] = torch.ones(1)

@@ -23,6 +23,7 @@ from safetyheads.inputs import Inputs
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.site import Variant
 from safetyheads.metrics import Metric
+from safetyheads.models.fingerprint import fingerprint
 from safetyheads.models.hooked import HookedModel, ModelSource
 from safetyheads.models.opening import reopen
 from safetyheads.prompts import TokenBatch
@@ -68,7 +69,7 @@ def run_shard(shard: Shard) -> Part:
     Raises ValueError if the model that opens here is another than the caller's.
     """
     model = _open(shard.source)
-    if lines := differences(_comparable(shard.model), _comparable(model.provenance)):
+    if lines := differences(shard.model, _comparable(model)):
         raise ValueError(
             f"a worker opened another {model.name} than the one that shares out ({'; '.join(lines)}); "
             "give all machines the same files and package versions"
@@ -89,9 +90,10 @@ def _open(source: ModelSource) -> HookedModel:
     return reopen(source)
 
 
-def _comparable(provenance: dict[str, Any]) -> dict[str, Any]:
-    """A model's provenance without the path that it was opened by."""
-    return {name: value for name, value in provenance.items() if name != "source"}
+def _comparable(model: HookedModel) -> dict[str, Any]:
+    """A model's provenance without the path that it was opened by, and which function it is by now."""
+    about = {name: value for name, value in model.provenance.items() if name != "source"}
+    return {**about, "weights": fingerprint(model.hf)}
 
 
 def sweep_apart(
@@ -180,7 +182,7 @@ def _shard(measurement: Measurement, rows: int | None) -> Shard:
     bare = replace(batch, texts=("",) * len(batch))
     return Shard(
         source=model.opened_from,
-        model=model.provenance,
+        model=_comparable(model),
         batch=bare,
         variants=(),
         metric=measurement.metric,

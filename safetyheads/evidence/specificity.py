@@ -7,6 +7,7 @@ and with relabelled prompts, the other heads of its layer and a network of rando
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,6 +28,7 @@ from safetyheads.stats import (
     permutation_p,
     rearranged,
 )
+from safetyheads.storage.results import load_result, save_result
 
 NULLS = ("labels", "layer", "random_init")
 BAND_RESAMPLES = 4000
@@ -68,6 +70,15 @@ class Specificity:
         """What the p-value rearranges: `sign flips` of pairs, or `label permutation` of two sets."""
         return "sign flips" if self.paired else "label permutation"
 
+    def save(self, folder: str | Path) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it."""
+        return save_result(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Specificity":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
+
 
 @dataclass(frozen=True, eq=False)
 class NullBand:
@@ -79,6 +90,15 @@ class NullBand:
     """Upper end of the band, in the unit of the scores."""
     inside: Bool[Tensor, "layer head"]
     """Heads that do not rise above the band, and those that could not be tested."""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it."""
+        return save_result(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "NullBand":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
 
 
 def specificity(

@@ -223,9 +223,10 @@ def as_ablations(values: Any) -> tuple[Ablation, ...]:
 
 
 def describe(value: Any) -> dict[str, Any]:
-    """Name and fields of an ablation or a metric, for a manifest.
+    """Name and fields of an ablation or a metric, for a manifest, which is JSON and has lists for tuples.
 
     >>> describe(ScalingContribution())
     {'name': 'scaling_contribution', 'epsilon': 1e-05}
     """
-    return {"name": value.name, **asdict(value)}
+    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(value).items()}
+    return {"name": value.name, **fields}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from safetyheads.models.attention import hooks_on_heads, scores_before_softmax, sink_scores
 from safetyheads.models.blocks import Blocks
 from safetyheads.models.hooked import HookedModel
+from safetyheads.models.packing import plain_twin
 from safetyheads.models.replaying import visible_keys
 
 TOKENS = 12
@@ -37,7 +38,9 @@ class Checked(NamedTuple):
     """What a gate found."""
 
     report: dict[str, Any]
-    """What was compared, on how many tokens, and the largest deviation of each, for the manifest."""
+    """What was compared and on how many tokens, for the manifest."""
+    deviations: dict[str, float]
+    """The largest deviation of each, as a share of the largest value."""
     unreadable: dict[str, str]
     """What of the heads cannot be read, and why: `values`, `scores`."""
 
@@ -62,8 +65,54 @@ def reference(hf: nn.Module) -> Reference:
 
 def _window(text: Any) -> int:
     """The widest sliding window that the layers have, in tokens; 0 without one."""
-    window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
-    return int(window or 0)
+    names = ("sliding_window", "attention_chunk_size", "window_size")
+    found = [getattr(text, name, None) for name in names]
+    return max((value for value in found if type(value) is int), default=0)
+
+
+def _loose(model: HookedModel) -> float:
+    """A tenth of the deviation that is let through."""
+    return 1e-4 if model.dtype == torch.float32 else 0.01
+
+
+@torch.no_grad()
+def follow(model: HookedModel, function: str, longest: Int[Tensor, " pos"]) -> dict[str, str]:
+    """What of a model is new since it was last looked at, when prompts are prepared; what cannot be read of it now.
+
+    `function` is its fingerprint. Where weights were changed, the wrapped model is compared with the plain one on the
+    same weights, since the wrapping of some architectures copies them. Where the longest prompt goes past a sliding
+    window that no made-up row went past, it is the row.
+
+    Raises ValueError if the wrapping does not follow the change.
+    """
+    about = vars(model.hf)
+    if about.get("_safetyheads_followed") != function:
+        model.twins.clear()
+        _require_followed(model)
+        about["_safetyheads_followed"] = function
+    window = _window(model.hf.config.get_text_config())
+    if not model.provenance["gate"]["tokens"] <= window < len(longest):
+        return {}
+    ids, worst = longest[None].to(model.device), dict[str, float]()
+    for layer, state in enumerate(_climb(model, ids)):
+        for name, value in _heads(model, ids, layer, *state).items():
+            worst[name] = max(worst.get(name, 0.0), math.inf if math.isnan(value) else value)
+    return _unreadable(worst, 10 * _loose(model))
+
+
+def _require_followed(model: HookedModel) -> None:
+    """Raise ValueError if the wrapped model gives other logits than the plain one, with no hooks of the caller."""
+    if _hooked(model):
+        return
+    ids = torch.arange(TOKENS, device=model.device)[None] % model.d_vocab
+    plain = plain_twin(model.hf, "eager", {})(input_ids=ids, use_cache=False).logits
+    if plain.isnan().any():
+        return  # reported where it is scored
+    if not _apart(model.logits(ids), plain) <= 10 * _loose(model):
+        raise ValueError(
+            f"{model.name} was changed after load_model in a way that its wrapping does not follow (it keeps parts of "
+            "fused matrices apart), and would be scored as it was before; change a model first and open it afterwards"
+        )
 
 
 @torch.no_grad()
@@ -77,7 +126,7 @@ def check(model: HookedModel, before: Reference | None) -> Checked:
     if before is None:
         before = reference(model.hf)
     ids = before.ids.to(model.device)
-    loose = 1e-4 if model.dtype == torch.float32 else 0.03
+    loose = _loose(model)
     worst: dict[str, float] = {}
     if given is not None:
         worst["logits"] = _apart(model.logits(ids).float().cpu(), given.logits)
@@ -109,9 +158,9 @@ def check(model: HookedModel, before: Reference | None) -> Checked:
     report = {
         "tokens": ids.shape[1],
         "window": _window(model.hf.config.get_text_config()) or None,
-        "deviations": {name: float(f"{value:.2g}") for name, value in worst.items()},
+        "compared": list(worst),
     }
-    return Checked(report, _unreadable(worst, 10 * loose))
+    return Checked(report, worst, _unreadable(worst, 10 * loose))
 
 
 def _unreadable(worst: dict[str, float], tolerance: float) -> dict[str, str]:
@@ -180,7 +229,12 @@ def _heads(
 
 
 def _require_alike(model: HookedModel) -> None:
-    """Every layer must have the heads that the model's sizes say."""
+    """Every layer must have the heads that the model's sizes say, and a norm must come after the last."""
+    if getattr(model.bridge, "ln_final", None) is None:
+        raise ValueError(
+            f"{model.name} has no norm after its last block, where final states are read (a projection stands "
+            "there, or nothing); use a model that has one, as most decoders do"
+        )
     for layer, block in enumerate(model.bridge.blocks):
         if f"blocks.{layer}.attn.hook_z" not in model.bridge.hook_dict:
             raise ValueError(
@@ -209,6 +263,19 @@ def _apart(one: Tensor, other: Tensor) -> float:
     return ((one - other).abs().max() / other.abs().max().clamp_min(1e-6)).item()
 
 
+def _hooked(model: HookedModel) -> list[str]:
+    """The modules on which the caller has set hooks."""
+    own = ("transformer_lens.", "safetyheads.", "accelerate.", "peft.")
+    return [
+        name.replace("._original_component", "").replace(".original_component", "")
+        for name, module in model.hf.named_modules()
+        if any(
+            not f"{getattr(h, '__module__', '')}.".startswith(own)
+            for h in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        )
+    ]
+
+
 def _suspects(model: HookedModel) -> str:
     """What of a model TransformerLens' attention is known to pass by."""
     config: Any = model.hf.config
@@ -217,14 +284,7 @@ def _suspects(model: HookedModel) -> str:
         for name, usual in (("scale_attn_weights", True), ("reorder_and_upcast_attn", False))
         if getattr(config, name, usual) != usual
     ]
-    hooked = [
-        name.replace("._original_component", "").replace(".original_component", "")
-        for name, module in model.hf.named_modules()
-        if any(
-            "transformer_lens" not in str(getattr(h, "__module__", ""))
-            for h in module._forward_hooks.values()
-        )
-    ]
+    hooked = _hooked(model)
     if names:
         return f"its attention ignores {', '.join(names)}"
     if hooked:

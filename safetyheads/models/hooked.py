@@ -45,6 +45,8 @@ class HookedModel:
     """Where the weights come from, and in what numerics."""
     opened_from: ModelSource | None = field(default=None, repr=False)
     """How another process opens the same model; None where a loaded model came."""
+    deviations: dict[str, float] = field(default_factory=dict, repr=False)
+    """How far the gate found what it compared apart, as a share of the largest value."""
     unreadable: dict[str, str] = field(default_factory=dict, repr=False)
     """What of its heads cannot be read, `values` or `scores`, and why; ablations that need it are refused."""
     norm_in_unembedding: bool = False

@@ -16,6 +16,7 @@ from safetyheads.models.checkpoints import KNOWN_MODELS, load_checkpoint
 from safetyheads.models.fingerprint import fingerprint
 from safetyheads.models.gate import Checked, check, reference
 from safetyheads.models.hooked import HookedModel, ModelSource
+from safetyheads.models.scaling import follow_scaling
 from safetyheads.models.unwrapping import unwrapped
 from safetyheads.versions import warn_of_untried
 
@@ -125,7 +126,9 @@ def _opened(
     model = HookedModel(bridge, tokenizer, name, provenance, opened_from)
     checked = _checked(model)
     provenance["gate"] = checked.report
-    return replace(model, unreadable=checked.unreadable)
+    vars(model.hf)["_safetyheads_followed"] = fingerprint(model.hf)
+    # Deviations are a machine's own; in the manifest they would keep two machines' readings apart.
+    return replace(model, deviations=checked.deviations, unreadable=checked.unreadable)
 
 
 def _checked(model: HookedModel) -> Checked:
@@ -148,15 +151,16 @@ def _boot(hf: Any, name: str) -> Any:
     """The bridge of a Hugging Face model; booting one twice would nest the hooks, so each is booted once."""
     if "_safetyheads_bridge" in vars(hf):
         return vars(hf)["_safetyheads_bridge"]
-    before = reference(hf.eval())
+    architecture = type(hf).__name__
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-    architecture = type(hf).__name__
     try:
+        before = reference(hf.eval())
         bridge = build_bridge_from_module(hf, architecture, hf_config=hf.config, tokenizer=None)
-    except (ValueError, KeyError) as error:
+        follow_scaling(bridge)
+    except (ValueError, *FOREIGN) as error:
         raise ValueError(
-            f"{name}: TransformerLens cannot wrap the architecture {architecture} ({error}); "
+            f"{name}: TransformerLens cannot wrap the architecture {architecture} ({str(error)[:300]}); "
             "use a decoder that it supports, such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2 or NeoX"
         ) from error
     # Past nn.Module.__setattr__, which would make the bridge a submodule of the model that it wraps.

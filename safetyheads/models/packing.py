@@ -130,33 +130,40 @@ def packed_attention(
 
 def block_beneath(block: Any, kernel: str) -> tuple[nn.Module, nn.Module]:
     """The plain block that the bridge wraps, and the attention in it: a second tree of modules on the same weights."""
-    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
     from transformers import AttentionInterface
 
     if kernel == "packed":
         kernel = "safetyheads_packed"
         AttentionInterface.register(kernel, packed_attention)
-    attention: list[nn.Module] = []
+    twins: dict[nn.Module, nn.Module] = {}
+    return plain_twin(block, kernel, twins), twins[block.attn]
 
-    def plain(module: nn.Module) -> nn.Module:
-        wrapped = module
-        while isinstance(wrapped, GeneralizedComponent):
-            wrapped = wrapped.original_component
-        twin = copy.copy(wrapped)
-        # A forward that accelerate once replaced is left bound to the module that it came from.
-        if getattr(vars(twin).get("forward"), "__self__", None) is wrapped:
-            del vars(twin)["forward"]
-        twin._modules = {name: m and plain(m) for name, m in wrapped._modules.items()}
-        twin._forward_hooks = type(wrapped._forward_hooks)()
-        if (config := getattr(twin, "config", None)) is not None:
-            own: Any = copy.copy(config)
-            own._attn_implementation = kernel
-            twin.config = own
-        if module is block.attn:
-            attention.append(twin)
-        return twin
 
-    return plain(block), attention[0]
+def plain_twin(module: nn.Module, kernel: str, twins: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A module as it was before the bridge wrapped it, with attention by `kernel`, on the same weights; `twins` gets
+    every module's."""
+    wrapped = innermost(module)
+    twin = copy.copy(wrapped)
+    # A forward that accelerate once replaced is left bound to the module that it came from.
+    if getattr(vars(twin).get("forward"), "__self__", None) is wrapped:
+        del vars(twin)["forward"]
+    twin._modules = {n: m and plain_twin(m, kernel, twins) for n, m in wrapped._modules.items()}
+    twin._forward_hooks = type(wrapped._forward_hooks)()
+    if (config := getattr(twin, "config", None)) is not None:
+        own: Any = copy.copy(config)
+        own._attn_implementation = kernel
+        twin.config = own
+    twins[module] = twin
+    return twin
+
+
+def innermost(module: Any) -> Any:
+    """The module that the bridge has wrapped, perhaps more than once."""
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+    while isinstance(module, GeneralizedComponent):
+        module = module.original_component
+    return module
 
 
 @contextlib.contextmanager

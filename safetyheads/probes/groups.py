@@ -10,7 +10,6 @@ the same number of random heads of the same layers, the interaction of each pair
 less than the whole, and what the model does with nothing but the group.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, islice
@@ -29,7 +28,8 @@ from safetyheads.inputs import Side, Source, prepare
 from safetyheads.interventions.ablations import Ablation
 from safetyheads.interventions.site import Variant
 from safetyheads.metrics import Metric
-from safetyheads.storage.files import writable_folder, write_whole
+from safetyheads.storage.files import write_whole
+from safetyheads.storage.results import load_result, old_record, save_result
 
 if TYPE_CHECKING:
     import pandas
@@ -172,42 +172,19 @@ class HeadGroup:
         return plot_group_curve(self.to_frame())
 
     def save(self, folder: str | Path) -> Path:
-        """Write group.safetensors and manifest.json, for `load`, and group.csv and pairs.csv, for other programs."""
-        from safetensors.torch import save
-
-        folder = writable_folder(folder)
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        write_whole(folder / "group.safetensors", save(tensors))
-        rest = {name: getattr(self, name) for name in _PLAIN}
-        manifest = json.dumps(rest, indent=2, sort_keys=True) + "\n"
-        write_whole(folder / "manifest.json", manifest.encode())
+        """Write a record, for `load`, and group.csv and pairs.csv, for people and other programs."""
+        folder = save_result(self, folder)
         write_whole(folder / "group.csv", self.to_frame().to_csv(index=False).encode())
         write_whole(folder / "pairs.csv", self.pair_frame().to_csv(index=False).encode())
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> "HeadGroup":
-        """Read what `save` wrote; a missing file is a FileNotFoundError that names it."""
-        from safetensors.torch import load_file
+        """Read what `save` wrote, in this version or one before.
 
-        folder = Path(folder)
-        for name in ("group.safetensors", "manifest.json"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"{folder / name} is not there; give a folder that HeadGroup.save wrote"
-                )
-        fields: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        for name in ("heads", "pair_heads"):
-            fields[name] = tuple(Head(*head) for head in fields[name])
-        fields.update(load_file(folder / "group.safetensors"))
-        return cls(**fields)
-
-
-_TENSORS = ("scores", "candidates", "null", "pairs", "only_null")
-_PLAIN = (
-    *("heads", "pair_heads", "only", "everything", "ablation", "metric", "unit"),
-    *("largest_first", "provenance"),
-)
+        Raises FileNotFoundError where there is nothing, ValueError for what is damaged, of another kind or newer.
+        """
+        return load_result(cls, folder, old_record("group"))
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,18 @@ _STRONG = {
     ),
 }
 _WEAK = {
-    **dict.fromkeys(_set("bad refuse refusal refused"), True),
+    **dict.fromkeys(_set("bad refuse refusal refused block blocked deny denied"), True),
     **dict.fromkeys(
-        _set("good normal regular neutral clean ok comply compliance answer answered"), False
+        _set(
+            "good normal regular neutral clean ok comply compliance answer answered allow permit none"
+        ),
+        False,
     ),
 }
 _NEGATIONS = _set("not non no un isnt")
 _DUTIES = _set("expected expect expects should must supposed")
 _MARKS = _DUTIES | _set(
-    "is are be label labels labelled flag flags level annotation annotated gold"
+    "is are be label labels labelled flag flags level annotation annotated gold score scores rating probability"
 )
 _NOUNS = _set(
     "harm harmfulness toxicity maliciousness danger misuse violation violating flagged nsfw"
@@ -49,10 +52,12 @@ _ANSWERS = _set(
 )
 _KINDS = _set("type types kind kinds")
 _LABELS = _KINDS | _set(
-    "label labels class classes verdict safety gold truth annotation y polarity side"
+    "label labels class classes verdict safety gold truth annotation y polarity side action decision"
 )
 _UNRELATED = _set("jailbroken success successful succeeded adversarial verified")
-_IDS = _set("id ids index idx row number nr no uid uuid unnamed level")
+_IDS = _set("id ids index idx row number nr uid uuid unnamed")
+_ORIGINS = _set("source origin dataset model language lang")
+_TOPICS = _set("category categories harm risk hazard topic topics violation policy")
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1", "1.0"), ("false", "f", "no", "n", "0", "0.0")
 _FLAGS = {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}
 
@@ -139,6 +144,7 @@ def find_label(
         return None
     if asked is not None:
         return asked, _asked(asked, table, source)
+    table = {name: [_bare(cell) for cell in cells] for name, cells in table.items()}
     found = {name: sides for name, cells in table.items() if (sides := _read(name, cells))}
     if len({tuple(sides) for sides in found.values()}) > 1:
         raise ValueError(
@@ -154,6 +160,13 @@ def find_label(
                 "label=False if every prompt of the file is harmful"
             )
     return None
+
+
+def _bare(cell: object) -> object:
+    """A label out of a list of labels."""
+    if isinstance(cell, list) and all(isinstance(one, str) for one in cell):
+        return ", ".join(cell) or None
+    return cell
 
 
 def shown(name: object) -> str:
@@ -220,35 +233,50 @@ def _some(cells: Sequence[object]) -> str:
 def _looks_like_a_label(name: str, cells: Sequence[object]) -> str:
     """Why a column may say which prompts are harmful, in a way that cannot be read; empty where it does not."""
     words, held = set(words_of(name)), [cell for cell in cells if not is_missing(cell)]
-    if not held or words & _UNRELATED or not words or words & _IDS:
+    if not held or not words or words & (_UNRELATED | _IDS | _ORIGINS):
         return ""
-    if any(not isinstance(cell, str | bool | int | float) for cell in held):
-        return ""
-    if any(isinstance(cell, str) and (len(cell) > 60) for cell in held):
-        return ""  # texts
-    sides = [side_of(cell) if isinstance(cell, str) else None for cell in held]
-    flags, kinds = [_flag(cell) for cell in held], {str(cell).strip().lower() for cell in held}
+    if any(not isinstance(cell, str | bool | int | float) or len(str(cell)) > 60 for cell in held):
+        return ""  # texts, and what is no label
+    says, flags = side_of_name(name), [_flag(cell) for cell in held]
+    few = len({str(cell).strip().lower() for cell in held}) == 2
     if is_about_answers(name):
-        told = None not in sides or None not in flags
-        return (
-            "speaks of answers, and none speaks of the prompts" if told and len(kinds) == 2 else ""
-        )
-    labelled, says = bool(words & _LABELS), side_of_name(name)
-    known = [side for side in sides if side is not None]
-    if len(held) < len(cells) and (None not in sides or (says is not None and None not in flags)):
-        return f"is a label, and {len(cells) - len(held)} of {len(cells)} rows have none"
-    if None in sides and known and (labelled or says is not None or False in known):
-        strange = [cell for cell, side in zip(held, sides, strict=True) if side is None]
-        return f"has labels besides harmful and harmless, such as {shown(min(map(str, strange)))}"
-    if says is not None and None in flags:
-        numbers = all(_is_number(cell) for cell in held)
-        if numbers:
+        told = None not in flags or None not in map(_side, held)
+        return "speaks of answers, and none speaks of the prompts" if told and few else ""
+    if why := _unread_words(words, held, len(cells), says is not None):
+        return why
+    if says is not None:
+        if None not in flags:
+            return _partly(len(held), len(cells))
+        if all(map(_is_number, held)):
             return "holds scores, and nothing says from which on a prompt is harmful"
-        return f"holds {_some(held)}, which name no side" if len(kinds) <= 2 else ""
-    if None not in flags and (labelled or len(kinds) == 2):
+        return f"holds {_some(held)}, which name no side" if few else ""
+    if None not in flags and (few or words & _LABELS):
         return f"holds {_some(held)} and does not say which of them is harmful; label={name!r} takes 1 and true for it"
-    unread = labelled and not words & _KINDS and len(kinds) == 2
+    unread = few and words & (_LABELS - _KINDS)
     return f"holds {_some(held)}, which name no side" if unread else ""
+
+
+def _unread_words(words: set[str], held: Sequence[object], rows: int, sided: bool) -> str:
+    """Why words about harm are not read: some rows have none, or some say something else."""
+    sides = [_side(cell) for cell in held]
+    if None not in sides:
+        return _partly(len(held), rows)
+    strange = min(str(cell) for cell, side in zip(held, sides, strict=True) if side is None)
+    mild = any(
+        mentions_harmless(str(cell)) or (side is False and (_is_strong(cell) or words & _TOPICS))
+        for cell, side in zip(held, sides, strict=True)
+    )
+    if mild or ((sided or words & _LABELS) and set(sides) != {None}):
+        return f"has labels besides harmful and harmless, such as {shown(strange)}"
+    return ""
+
+
+def _partly(held: int, rows: int) -> str:
+    return f"is a label, and {rows - held} of {rows} rows have none" if held < rows else ""
+
+
+def _side(cell: object) -> bool | None:
+    return side_of(cell) if isinstance(cell, str) else None
 
 
 def _is_number(cell: object) -> bool:

@@ -64,7 +64,7 @@ def read_values(file: Path, encoding: str | None, headers: frozenset[str]) -> ob
         return _read_json(file, text)
     if suffix in (".csv", ".tsv"):
         return _read_csv(file, text, _separator(text, suffix, headers))
-    separator = _hidden_table(text, headers)
+    separator = _hidden_table(file, text, headers)
     if separator:
         return _read_csv(file, text, separator)
     if suffix == ".txt":
@@ -217,14 +217,24 @@ def _separator(text: str, suffix: str, headers: frozenset[str]) -> str:
     return next(known, "\t" if "\t" in header and "," not in header else ",")
 
 
-def _hidden_table(text: str, headers: frozenset[str]) -> str | None:
-    """The separator of a table that goes by another name: its first line has known names only, or tabs and one."""
+def _hidden_table(file: Path, text: str, headers: frozenset[str]) -> str | None:
+    """The separator of a table that goes by another name; None for lines of text.
+
+    A table begins with a line of names without blanks, of which one is known; and all its lines have as many tabs.
+    """
     lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) < 2:
+        return None
     tabs = {line.count("\t") for line in lines}
-    if len(lines) > 1 and len(tabs) == 1 and tabs != {0} and _names(lines[0], "\t") & headers:
-        return "\t"
-    comma = _names(lines[0], ",")
-    return "," if len(lines) > 1 and len(comma) > 1 and comma & headers == comma else None
+    if len(tabs) == 1 and tabs != {0}:
+        if _names(lines[0], "\t") & headers:
+            return "\t"
+        raise ValueError(
+            f"{str(file)!r} has {tabs.pop()} tabs in every line, as a table has: give it a header with a name such as "
+            "prompt, or leave the prompts alone, one a line"
+        )
+    plain = not any(map(str.isspace, lines[0].strip()))
+    return "," if plain and "," in lines[0] and _names(lines[0], ",") & headers else None
 
 
 def _names(header: str, separator: str) -> set[str]:

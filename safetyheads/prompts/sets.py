@@ -145,4 +145,4 @@ def check_texts(texts: Sequence[object], what: str) -> None:
 def _of(texts: Sequence[object]) -> str:
     """How many are no text, where it is more than one."""
     count = sum(not isinstance(text, str) or not text.strip() for text in texts)
-    return f" ({count} of {len(texts)} are blank or none)" if count > 1 else ""
+    return f" ({count} of {len(texts)} are blank or no texts)" if count > 1 else ""

@@ -1,6 +1,7 @@
 """What will a ranking cost, before anything is run?"""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from safetyheads.engine.cost import (
     calibrate,
@@ -13,6 +14,7 @@ from safetyheads.engine.cost import (
 from safetyheads.engine.execution import HERE, Execution
 from safetyheads.ranking.study import Study
 from safetyheads.screening.audit import as_method
+from safetyheads.storage.results import load_result, save_result
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,15 @@ class Plan:
                 else f"too large for the free memory: {self.fitting_rows} rows a pass fit (--batch {self.fitting_rows})"
             )
         return "\n".join(lines)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it."""
+        return save_result(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Plan":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
 
 
 def plan(study: Study, execution: Execution = HERE) -> Plan:

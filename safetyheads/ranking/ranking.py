@@ -32,7 +32,9 @@ from safetyheads.probes.single_heads import score_measurements
 from safetyheads.prompts import PromptSet
 from safetyheads.ranking.study import DEFAULT_ABLATIONS, DEFAULT_METRIC, Null, Study, require_top
 from safetyheads.screening.audit import Method, Screened, as_method
-from safetyheads.storage.files import writable_folder, write_whole
+from safetyheads.storage.files import write_whole
+from safetyheads.storage.records import is_record
+from safetyheads.storage.results import load_result, save_result
 
 if TYPE_CHECKING:
     import pandas
@@ -142,17 +144,46 @@ class Ranking:
         return {**about, "null": self.null}
 
     def save(self, folder: str | Path, *, note: str | None = None) -> Path:
-        """Write scores.csv, manifest.json, a self-contained scatter.html, and all tensors under heads/."""
-        folder = writable_folder(folder)
+        """Write a record, for `load`, and scores.csv, manifest.json and a self-contained scatter.html, for people."""
+        folder = save_result(self, folder)
         write_whole(folder / "scores.csv", self.to_frame().to_csv(index=False).encode())
         manifest = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
         write_whole(folder / "manifest.json", manifest.encode())
         write_html(self.plot(note=note), folder / "scatter.html", plotly_js="embedded")
-        for side in ("harmful", "harmless"):
-            for scores in getattr(self, side):
-                if scores is not None:
-                    scores.save(folder / "heads" / f"{scores.ablation}-{side}")
         return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Ranking":
+        """Read what `save` wrote, in this version or, but for a random copy's ranking, one before.
+
+        Raises FileNotFoundError where there is nothing, ValueError for what is damaged, of another kind or newer.
+        """
+        folder = Path(folder)
+        if is_record(folder) or not (folder / "heads").is_dir():
+            return load_result(cls, folder)
+        return _old_ranking(folder)
+
+
+def _old_ranking(folder: Path) -> Ranking:
+    """What versions without records saved: the scores of each ablation and side under heads/."""
+    about = json.loads((folder / "manifest.json").read_text())
+    if "random" in about:
+        raise ValueError(
+            f"{folder} was saved by a version that did not keep the scores of the random copy, from which its null "
+            "comes: rank again"
+        )
+    names = [
+        run["ablation"]["name"] for run in about["runs"] if run["prompts"]["side"] == "harmful"
+    ]
+    heads = folder / "heads"
+    return Ranking(
+        harmful=tuple(HeadScores.load(heads / f"{name}-harmful") for name in names),
+        harmless=tuple(
+            HeadScores.load(path) if (path := heads / f"{name}-harmless").is_dir() else None
+            for name in names
+        ),
+        **{name: about[name] for name in ("model", "dataset", "top_k", "null")},
+    )
 
 
 def rank_safety_heads(

@@ -88,7 +88,7 @@ class Store(MutableMapping[str, Tensor]):
         self.provenance = provenance
         self.fingerprint = fingerprint(provenance)
         self.folder = writable_folder(Path(folder) / store_name(provenance))
-        manifest = self.folder / MANIFEST
+        manifest = _no_folder(self.folder / MANIFEST)
         content = json.dumps(provenance, indent=2, sort_keys=True).encode()
         if not manifest.is_file() or manifest.read_bytes() != content:
             write_whole(manifest, content)
@@ -101,7 +101,7 @@ class Store(MutableMapping[str, Tensor]):
         """
         store = cls.__new__(cls)
         store.folder = Path(folder)
-        manifest = store.folder / MANIFEST
+        manifest = _no_folder(store.folder / MANIFEST)
         try:
             store.provenance = json.loads(manifest.read_bytes())
         except FileNotFoundError as error:
@@ -163,7 +163,7 @@ class Store(MutableMapping[str, Tensor]):
         return sum(1 for _ in self)
 
     def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.safetensors"
+        return _no_folder(self.folder / f"{key}.safetensors")
 
     def _checksum(self, key: str, value: Tensor) -> str:
         """SHA-256 over the store, the key, the shape and the bytes: a file under another's name is noticed too."""
@@ -172,3 +172,13 @@ class Store(MutableMapping[str, Tensor]):
         )
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def _no_folder(path: Path) -> Path:
+    """The path of a file, or a ValueError if a folder stands in its place."""
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder, and a file of readings belongs in its place; move it away or remove it, "
+            "and run the same command again"
+        )
+    return path

@@ -33,6 +33,7 @@ from safetyheads.models.hooked import HookedModel
 from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads_together
 from safetyheads.prompts import PromptSet, default_template, load_prompts
+from safetyheads.storage.results import load_result, save_result
 
 if TYPE_CHECKING:
     import pandas
@@ -151,6 +152,15 @@ class Comparison:
         far = table["places"].abs()
         table["most"] = (far > 0) & (far == far.groupby(table["label"]).transform("max"))
         return table.sort_values(["rank", "definition"], ignore_index=True)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it."""
+        return save_result(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Comparison":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
 
 
 def _rows(

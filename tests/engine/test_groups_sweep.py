@@ -18,6 +18,7 @@ from safetyheads.interventions.ablations import (
     ZeroAblation,
 )
 from safetyheads.metrics import Ships
+from safetyheads.models.blocks import Blocks
 from safetyheads.models.opening import load_model
 from tests.oracles import PlainModel, kl
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer

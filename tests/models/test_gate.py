@@ -80,8 +80,9 @@ def test_models_of_the_zoo_pass_and_the_manifest_says_what_was_compared(name):
     model = load_model(random_model(CONFIGS[name]()), tokenizer())
     report = model.provenance["gate"]
     assert model.unreadable == {}
-    assert set(report["deviations"]) == {"logits", "attention output", "values", "scores", "mask"}
-    assert max(report["deviations"].values()) < 1e-4
+    compared = {"logits", "attention output", "values", "scores", "mask"}
+    assert set(report["compared"]) == set(model.deviations) == compared
+    assert max(model.deviations.values()) < 1e-4
     window = getattr(model.hf.config, "sliding_window", None)
     assert report["tokens"] > (window or 0)
 
@@ -119,9 +120,54 @@ def test_in_the_limit_a_sink_keeps_its_share():
     torch.testing.assert_close(limit, near, atol=1e-5, rtol=1e-3)
 
 
-def test_flags_that_the_wrapper_passes_by_are_refused_by_name():
-    hf = build("GPT2Config", **GPT, scale_attn_weights=False)
-    with pytest.raises(ValueError, match=r"other logits than as it came.*scale_attn_weights=False"):
+@pytest.mark.parametrize("inverse", [False, True])
+def test_attention_that_is_not_scaled_is_followed(inverse):
+    flags = {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": inverse}
+    hf = build("GPT2Config", **GPT, **flags)
+    plain = copy.deepcopy(hf)
+    model = load_model(hf, tokenizer())
+    expected = zeroed(plain, [block.attn.c_proj for block in plain.transformer.h])
+    assert (scored(model) - expected).abs().max() < 1e-4
+    assert scored(model, UndifferentiatedAttention(1.0)).abs().max() < 1e-5
+
+
+def test_edited_weights_are_followed_or_refused():
+    plain = build("GPT2Config", **GPT)
+    with torch.no_grad():
+        plain.transformer.h[1].attn.c_attn.weight.mul_(0.3)
+    expected = scored(load_model(plain, tokenizer()))
+    model = load_model(build("GPT2Config", **GPT), tokenizer())
+    before = scored(model)
+    fused = model.hf.transformer.h[1].attn.original_component.c_attn.original_component.weight
+    with torch.no_grad():
+        fused.mul_(0.3)  # queries, keys and values are views of it
+    assert torch.allclose(scored(model), expected, atol=1e-6)
+    assert (before - expected).abs().max() > 1e-3
+    fused.data = fused.data * 2  # and are views of what it was
+    with pytest.raises(ValueError, match=r"changed after load_model.*open it afterwards"):
+        scored(model)
+
+
+def test_a_window_wider_than_the_made_up_rows_is_looked_at_when_prompts_go_past_it(monkeypatch):
+    from safetyheads.models import gate
+
+    monkeypatch.setattr(gate, "LONGEST", 8)
+    values = {"vocab_size": 97, "hidden_size": 24, "num_layers": 4, "num_heads": 6}
+    values |= {"intermediate_size": 40, "max_position_embeddings": 64, "window_size": 14}
+    hf = build("GPTNeoConfig", **values, attention_types=[[["global", "local"], 2]])
+    model = load_model(hf, tokenizer())
+    assert model.unreadable == {}
+    scored(model, UndifferentiatedAttention())
+    with pytest.raises(ValueError, match="the pattern is not the mask's"):
+        scored(model, UndifferentiatedAttention(), [sentence(*range(20, 40))])
+
+
+def test_a_model_without_a_last_norm_is_refused():
+    values = {
+        k: v for k, v in SIZES.items() if k not in ("num_key_value_heads", "intermediate_size")
+    }
+    hf = build("OPTConfig", **values, ffn_dim=40, word_embed_proj_dim=12)
+    with pytest.raises(ValueError, match="no norm after its last block"):
         load_model(hf, tokenizer())
 
 

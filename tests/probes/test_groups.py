@@ -155,7 +155,7 @@ def test_what_is_saved_is_what_is_loaded(group, tmp_path):
     assert (table["null_low"] <= table["null_mean"]).all()
     assert len(group.pair_frame()) == 15
     assert group.pair_frame()["interaction"].abs().is_monotonic_decreasing
-    with pytest.raises(FileNotFoundError, match=r"HeadGroup\.save wrote"):
+    with pytest.raises(FileNotFoundError, match=r"a folder that a result's save\(\) wrote"):
         HeadGroup.load(tmp_path)
 
 

@@ -33,6 +33,9 @@ LABELS = [
     ("category", "harmful", "harmless"),
     ("data_type", "adversarial_harmful", "vanilla_benign"),
     ("is_harmful", 1.0, 0.0),
+    ("harmful_score", 1, 0),
+    ("action", "block", "allow"),
+    ("split", "harmful", "harmless"),
 ]  # fmt: skip
 
 
@@ -68,6 +71,11 @@ REFUSED = [
     ("is_refusal", True, False),
     ("category", "fraud", "benign"),
     ("risk", "violence", "safe"),
+    ("harm_category", "violence", "none"),
+    ("subset", "unsafe_train", "safe_train"),
+    ("types", "contrast_homonyms", "safe_targets"),
+    ("harmful_score", 0.9, 0.1),
+    ("safety", 0, 1),
 ]
 
 
@@ -100,6 +108,14 @@ def test_a_label_that_is_named_is_read(tmp_path, column, bad, mild):
         load_prompts(["a"], label="label")
 
 
+def test_a_label_may_stand_in_a_list(tmp_path):
+    file = write_rows(tmp_path / "m.jsonl", two("labels", ["unsafe"], ["safe"]))
+    assert load_prompts(file).harmless == (MILD,)
+    several = write_rows(tmp_path / "s.jsonl", two("types", ["fraud", "violence"], ["safe"]))
+    with pytest.raises(ValueError, match="column 'types' has labels besides"):
+        load_prompts(several)
+
+
 def test_labels_that_disagree_are_refused_and_one_can_be_chosen(tmp_path):
     rows = [{"user_input": MILD, "toxicity": 0, "jailbreaking": 1}]
     rows.append({"user_input": BAD, "toxicity": 1, "jailbreaking": 1})
@@ -121,6 +137,8 @@ UNRELATED = [
     ("target", "Sure, here is how", "Sure, here is what"),
     ("response", "I will not.", "Certainly."),
     ("tags", [], ["a"]),
+    ("source", "safe-rlhf", "other"),
+    ("tone", "good", "none"),
 ]
 
 

@@ -73,7 +73,7 @@ def test_a_merged_ranking_is_the_bytes_of_one_run(model, tmp_path):
     merge_rankings(parts).save(tmp_path / "merged")
     whole, merged = contents(tmp_path / "whole"), contents(tmp_path / "merged")
     assert merged == whole
-    assert len(whole) == 3 + 4 * 2
+    assert len(whole) == 3 + 2
     assert len(merge_rankings(parts, top_k=1).top()) == 2
 
 

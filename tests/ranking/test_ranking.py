@@ -154,23 +154,16 @@ def saved(ranking, tmp_path_factory):
 
 
 def test_saved_files_hold_the_whole_ranking(ranking, saved):
-    assert sorted(p.name for p in saved.iterdir()) == [
-        "heads",
-        "manifest.json",
-        "scatter.html",
-        "scores.csv",
-    ]
+    names = sorted(p.name for p in saved.iterdir())
+    assert names[:-1] == ["manifest.json", "record.json", "scatter.html", "scores.csv"]
+    assert names[-1].startswith("tensors-")
     table = pandas.read_csv(saved / "scores.csv")
     pandas.testing.assert_frame_equal(table, ranking.to_frame(), rtol=1e-12)
-    folders = sorted(p.name for p in (saved / "heads").iterdir())
-    assert folders == [
-        f"{a}-{s}"
-        for a in ("scaling_contribution", "undifferentiated_attention")
-        for s in ("harmful", "harmless")
-    ]
-    back = HeadScores.load(saved / "heads" / "scaling_contribution-harmless")
-    assert torch.equal(back.values, ranking.harmless[1].values)
-    assert torch.equal(back.per_prompt, ranking.harmless[1].per_prompt)
+    back = Ranking.load(saved)
+    assert [some.ablation for some in back.harmful] == [some.ablation for some in ranking.harmful]
+    assert torch.equal(back.harmless[1].values, ranking.harmless[1].values)
+    assert torch.equal(back.harmless[1].per_prompt, ranking.harmless[1].per_prompt)
+    pandas.testing.assert_frame_equal(back.to_frame(), ranking.to_frame(), check_exact=True)
     manifest = json.loads((saved / "manifest.json").read_text())
     assert manifest == ranking.manifest
     assert [
@@ -195,7 +188,7 @@ def test_the_saved_figure_needs_nothing_from_outside(saved):
 def test_no_saved_file_holds_a_prompt(saved):
     texts = [*PROMPTS.harmful, *PROMPTS.harmless]
     files = [p for p in saved.rglob("*") if p.is_file()]
-    assert len(files) == 3 + 4 * 2
+    assert len(files) == 3 + 2
     for file in files:
         data = file.read_bytes()
         assert not [t for t in texts if t.encode() in data], file
@@ -208,7 +201,7 @@ def test_a_ranking_by_angles_saves_too(model, tmp_path):
     )
     assert set(turned.to_frame()["unit"]) == {"deg"}
     folder = turned.save(tmp_path)
-    back = HeadScores.load(folder / "heads" / "zero-harmful")
+    back = Ranking.load(folder).harmful[0]
     assert back.per_prompt is None
     assert torch.equal(back.readings, turned.harmful[0].readings)
 

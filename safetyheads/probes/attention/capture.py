@@ -7,6 +7,7 @@ nothing before it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from safetyheads.activations.patterns import checked_heads, checked_layers, each
 from safetyheads.inputs import Inputs, Side, Source, describe_tokenizer, prepare
 from safetyheads.probes.attention.grid import PUBLISHED, Grid, as_grid
 from safetyheads.prompts import Segment, find_segments, typical_segments
+from safetyheads.storage.results import load_result, save_result
 
 UNBOUNDED = 2**31
 """No prompt is too long: what is read of it is cut to the grid."""
@@ -54,6 +56,15 @@ class AttentionCapture:
     """Typical parts of the prompts, cut to the grid."""
     provenance: dict[str, Any]
     """What determines the numbers."""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it."""
+        return save_result(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "AttentionCapture":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
 
 
 def capture_attention(

@@ -24,6 +24,7 @@ from safetyheads.models.opening import load_model
 from safetyheads.progress import bar
 from safetyheads.prompts import PromptSet, TokenBatch, lengthen
 from safetyheads.stats import benjamini_hochberg
+from safetyheads.storage.results import load_result, save_result
 
 if TYPE_CHECKING:
     import pandas
@@ -43,6 +44,15 @@ class AttentionDivergence:
         table = self.table[(self.table["comparison"] == comparison) & self.table["head"].notna()]
         excess = table["divergence"] - table["null_mean"]
         return table.loc[excess.sort_values(ascending=False, kind="stable").index].head(k)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it."""
+        return save_result(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "AttentionDivergence":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """How long is the residual stream at each layer and token? The companion of the attention maps."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from safetyheads.models.watching import watch_states
 from safetyheads.probes.attention.capture import segments_of
 from safetyheads.probes.attention.grid import PUBLISHED, Grid, as_grid
 from safetyheads.prompts import Segment
+from safetyheads.storage.results import load_result, save_result
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,15 @@ class HiddenMagnitudes:
     benign_segments: tuple[Segment, ...]
     jailbreak_segments: tuple[Segment, ...]
     provenance: dict[str, Any]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it."""
+        return save_result(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "HiddenMagnitudes":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
 
 
 @torch.inference_mode()

@@ -8,7 +8,6 @@ natural logarithm, floored at e^-10; difference = jailbreak - benign.
 `attention_maps` makes the three maps of one layer; `compare_captures` makes them from two captures at hand.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from safetyheads.models.opening import load_model
 from safetyheads.probes.attention.capture import Asked, AttentionCapture, captured
 from safetyheads.probes.attention.grid import PUBLISHED, Grid, as_grid
 from safetyheads.prompts import Segment
-from safetyheads.storage.files import writable_folder, write_whole
+from safetyheads.storage.results import load_result, old_record, save_result
 
 if TYPE_CHECKING:
     import pandas
@@ -78,35 +77,16 @@ class AttentionMaps:
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Write `maps.safetensors` and `manifest.json` into a folder, made if it is not there."""
-        from safetensors.torch import save
-
-        folder = writable_folder(folder)
-        tensors = {n: v.contiguous() for n, v in vars(self).items() if isinstance(v, Tensor)}
-        values = {n: v for n, v in vars(self).items() if not isinstance(v, Tensor)}
-        write_whole(folder / "maps.safetensors", save(tensors))
-        text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-        write_whole(folder / "manifest.json", text.encode())
-        return folder
+        """Write a record into a folder, made if it is not there; `load` reads it."""
+        return save_result(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "AttentionMaps":
-        """Read what `save` wrote; a missing file is a FileNotFoundError that names it."""
-        from safetensors.torch import load_file
+        """Read what `save` wrote, in this version or one before.
 
-        folder = Path(folder)
-        for name in ("maps.safetensors", "manifest.json"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"{folder / name} is not there; give a folder that AttentionMaps.save wrote"
-                )
-        values: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        for name in ("benign_segments", "jailbreak_segments"):
-            values[name] = tuple(Segment(*part) for part in values[name])
-        values["names"] = tuple(values["names"])
-        values["heads"] = None if values["heads"] is None else tuple(values["heads"])
-        values |= load_file(folder / "maps.safetensors")
-        return cls(**values)
+        Raises FileNotFoundError where there is nothing, ValueError for what is damaged, of another kind or newer.
+        """
+        return load_result(cls, folder, old_record("maps"))
 
 
 def attention_maps(

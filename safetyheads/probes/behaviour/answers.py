@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from safetyheads.probes.behaviour.generation import (
 from safetyheads.progress import bar
 from safetyheads.prompts import PromptSet, load_prompts
 from safetyheads.stats import cohen_kappa, wilson_interval
+from safetyheads.storage.results import load_result, save_result
 
 if TYPE_CHECKING:
     import pandas
@@ -182,6 +183,22 @@ class Behaviour:
             key = (answer.dataset, answer.side, answer.intervention)
             said.setdefault(key, []).append(answer.verdicts[place])
         return said
+
+    def save(self, folder: str | Path, *, texts: bool = False) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it.
+
+        Without `texts` the answers' texts stay out, also where they were kept: what is left of each is its hash.
+        """
+        return save_result(self if texts else self.without_texts(), folder)
+
+    def without_texts(self) -> "Behaviour":
+        """The same without the answers' texts."""
+        return replace(self, answers=tuple(replace(answer, text=None) for answer in self.answers))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Behaviour":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
 
 
 def measure_behaviour(

@@ -28,6 +28,7 @@ from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.answers import Behaviour, measure_behaviour
 from safetyheads.prompts import PromptSet
 from safetyheads.stats import bootstrap_interval, permutation_p
+from safetyheads.storage.results import load_result, save_result
 
 if TYPE_CHECKING:
     import pandas
@@ -96,6 +97,19 @@ class RefusalCurve:
                 rows.append((dataset, side, verdict, size, *numbers))
         columns = ["dataset", "side", "verdict", "size", "difference", "low", "high", "p", "n"]
         return pandas.DataFrame(rows, columns=columns)
+
+    def save(self, folder: str | Path, *, texts: bool = False) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it.
+
+        `texts` is as for `Behaviour.save`.
+        """
+        behaviour = self.behaviour if texts else self.behaviour.without_texts()
+        return save_result(replace(self, behaviour=behaviour), folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "RefusalCurve":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
 
 
 def refusal_under_ablation(

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from safetyheads.models.opening import load_model
 from safetyheads.progress import bar
 from safetyheads.prompts import tokenize
 from safetyheads.stats import bootstrap_interval, wilson_interval
+from safetyheads.storage.results import load_result, save_result
 
 if TYPE_CHECKING:
     import pandas
@@ -96,6 +98,15 @@ class Utility:
             )
         columns = ["model", "intervention", "measure", "value", "low", "high", "unit", "n"]
         return pandas.DataFrame(rows, columns=columns)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it."""
+        return save_result(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Utility":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
 
 
 def measure_utility(

@@ -5,7 +5,8 @@ The states of "Jailbreaking Leaves a Trace" (arXiv:2602.11495): a tensor of prom
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from safetyheads.activations.states import REPRESENTATIONS, Kept, capture_states
 from safetyheads.inputs import Inputs, prepare
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.opening import load_model
+from safetyheads.storage.results import load_result, save_result
 
 MOST_POSITIONS = 32
 """Positions kept of each prompt, unless the caller chooses."""
@@ -38,7 +40,7 @@ class Traces:
     lengths: Int[Tensor, " prompt"]
     """The number of tokens of each prompt, template included."""
     texts: tuple[str, ...]
-    """The prompts, without the template."""
+    """The prompts, without the template; empty where they were not kept."""
     align: str
     """Which positions are kept: the last ones ("end"), or the first ones ("start")."""
     template: str
@@ -51,7 +53,7 @@ class Traces:
     def __repr__(self) -> str:
         jailbreaks = int(self.is_jailbreak.sum())
         return (
-            f"Traces({self.model}: {jailbreaks} jailbreak and {len(self.texts) - jailbreaks} benign prompts, "
+            f"Traces({self.model}: {jailbreaks} jailbreak and {len(self.is_jailbreak) - jailbreaks} benign prompts, "
             f"layers {', '.join(map(str, self.layers))}, {self.states.shape[3]} positions from the {self.align})"
         )
 
@@ -59,7 +61,19 @@ class Traces:
     def padding(self) -> float:
         """The share of positions that hold no token; above 0, the zeros tell the prompt's length."""
         width = self.states.shape[3]
-        return 1 - self.lengths.clamp(max=width).sum().item() / (width * len(self.texts))
+        return 1 - self.lengths.clamp(max=width).sum().item() / (width * len(self.is_jailbreak))
+
+    def save(self, folder: str | Path, *, texts: bool = False) -> Path:
+        """Write a record into a folder, made if it is not there; `load` reads it.
+
+        Without `texts` the prompts' texts stay out: no bag of words can be scored then.
+        """
+        return save_result(self if texts else replace(self, texts=()), folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Traces":
+        """Read what `save` wrote; errors are those of `HeadScores.load`."""
+        return load_result(cls, folder)
 
 
 def capture_traces(

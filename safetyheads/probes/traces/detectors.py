@@ -75,6 +75,7 @@ def score_detectors(
         )
     labels = traces.is_jailbreak.numpy()
     splits = _splits(traces, folds, seed)
+    words = _word_features(traces, splits)
     generator = numpy.random.default_rng(seed)
     shuffled = [generator.permutation(labels) for _ in range(shuffles)]
     shared = {
@@ -105,7 +106,7 @@ def score_detectors(
             place = {"features": traces.representations[n], "layer": traces.layers[m]}
             score(cut, **place, fit=fit, rank=rank)
         score(_length_features(traces, splits), features="length")
-        score(_word_features(traces, splits), features="bag_of_words")
+        score(words, features="bag_of_words")
     table = pandas.DataFrame(rows, columns=list(COLUMNS))
     table.attrs["provenance"] = {**traces.provenance, "folds": folds, "seed": seed}
     return table.astype({"layer": "Int64", "rank": "Int64"})
@@ -163,6 +164,11 @@ def _length_features(traces: Traces, splits: Sequence[tuple[Any, Any]]) -> list[
 def _word_features(traces: Traces, splits: Sequence[tuple[Any, Any]]) -> list[_Fold]:
     from sklearn.feature_extraction.text import CountVectorizer
 
+    if not traces.texts:
+        raise ValueError(
+            "these traces were saved without their prompts' texts, and the bag of words is their control: save them "
+            "with texts=True, or put the texts back with dataclasses.replace(traces, texts=...)"
+        )
     folds = []
     for train, test in splits:
         counter = CountVectorizer(token_pattern=r"\w+").fit([traces.texts[n] for n in train])

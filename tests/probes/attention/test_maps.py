@@ -97,8 +97,8 @@ def test_maps_are_saved_and_read_back(llama, tmp_path):
             assert torch.equal(value.nan_to_num(), read.nan_to_num())
         else:
             assert read == value
-    assert "w10" not in (tmp_path / "maps" / "manifest.json").read_text()
-    with pytest.raises(FileNotFoundError, match=r"maps\.safetensors"):
+    assert "w10" not in (tmp_path / "maps" / "record.json").read_text()
+    with pytest.raises(FileNotFoundError, match=r"record\.json"):
         AttentionMaps.load(tmp_path)
 
 
