@@ -51,7 +51,7 @@ def model():
 def test_nothing_above_the_highest_layer_runs(model):
     capture_traces(
         model, RAGGED, BENIGN, layers=(1,)
-    )  # the first one checks itself, with whole passes
+    )  # the first one tries the cache, with whole passes
     ran = []
     blocks = model.bridge.blocks
     handles = [
