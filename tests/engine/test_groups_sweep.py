@@ -1,6 +1,5 @@
 """A sweep over groups of heads, some of them given, agrees with one plain hooked forward pass each."""
 
-import copy
 from dataclasses import replace
 
 import pytest
@@ -19,9 +18,8 @@ from safetyheads.interventions.ablations import (
 )
 from safetyheads.metrics import Ships
 from safetyheads.models.blocks import Blocks
-from safetyheads.models.opening import load_model
-from tests.oracles import PlainModel, kl
-from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
+from tests.oracles import kl, plain
+from tests.zoo import CONFIGS, RAGGED, opened, tokenizer
 
 GIVEN = (Head(1, 1), Head(2, 5))
 GROUPS = [
@@ -33,14 +31,12 @@ GROUPS = [
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
 def zoo(request):
-    hf = random_model(CONFIGS[request.param]())
-    return PlainModel(copy.deepcopy(hf)), load_model(hf, tokenizer())
+    return plain(request.param), opened(request.param)
 
 
 @pytest.fixture(scope="module")
 def llama():
-    hf = random_model(CONFIGS["llama"]())
-    return PlainModel(copy.deepcopy(hf)), load_model(hf, tokenizer())
+    return plain("llama"), opened("llama")
 
 
 PROMPTS = [tokenizer()(text)["input_ids"] for text in RAGGED]

@@ -30,7 +30,6 @@ from safetyheads import (
     capture_traces,
     compare_definitions,
     hidden_magnitudes,
-    load_model,
     measure_behaviour,
     measure_utility,
     null_band,
@@ -48,7 +47,7 @@ from safetyheads.probes.behaviour.utility import Question
 from safetyheads.probes.groups import GroupSearch
 from safetyheads.ranking.study import Study
 from tests.storage.alike import differences
-from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
+from tests.zoo import RAGGED, opened, sentence
 
 QUIET = Execution(progress=False)
 QUESTIONS = [Question(sentence(20, 21), (sentence(30, 31), sentence(30, 32, 33)))]
@@ -72,7 +71,7 @@ NO_RESULT = {
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"](), spread=0.5), tokenizer())
+    return opened("llama", spread=0.5)
 
 
 def scores(model, side="harmful", metric=None):
