@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from safetyheads.choices import described, not_a_class, unknown
+from safetyheads.choices import chosen
 
 
 class HeadActs(NamedTuple):
@@ -195,14 +195,8 @@ def as_ablation(value: Ablation | str | Mapping[str, Any]) -> Ablation:
 
     Raises ValueError for a name that is none, with near ones, a class, or anything else.
     """
-    not_a_class("ablation", value)
-    if isinstance(value, Mapping):
-        return described("ablation", value, ABLATIONS)
-    if isinstance(value, Ablation):
-        return value
-    if isinstance(value, str) and value in ABLATIONS:
-        return ABLATIONS[value]()
-    raise unknown("ablation", value, ABLATIONS, "ZeroAblation()")
+    is_one = lambda given: isinstance(given, Ablation)  # noqa: E731
+    return chosen("ablation", value, ABLATIONS, is_one, "ZeroAblation()")
 
 
 def as_ablations(values: Any) -> tuple[Ablation, ...]:
