@@ -41,10 +41,13 @@ from safetyheads import (
     specificity,
 )
 from safetyheads.engine.execution import Execution
+from safetyheads.evidence.carriers import find_carriers
 from safetyheads.heads import Audit
 from safetyheads.metrics import GeneralizedShips, Ships
+from safetyheads.probes.backups import find_backups
 from safetyheads.probes.behaviour.utility import Question
 from safetyheads.probes.groups import GroupSearch
+from safetyheads.probes.interchange import score_interchange
 from safetyheads.ranking.study import Study
 from tests.storage.alike import differences
 from tests.zoo import RAGGED, opened, sentence
@@ -52,6 +55,7 @@ from tests.zoo import RAGGED, opened, sentence
 QUIET = Execution(progress=False)
 QUESTIONS = [Question(sentence(20, 21), (sentence(30, 31), sentence(30, 32, 33)))]
 BOTH = PromptSet("both", tuple(RAGGED), tuple(sentence(20, 21, n) for n in (30, 31, 32)))
+PAIRED = dataclasses.replace(BOTH, paired=True)
 TWO = (RAGGED[:2], [RAGGED[2], RAGGED[0]])
 BLANK = Grid(length=9, short="blank", log=10)
 NO_RESULT = {
@@ -133,6 +137,14 @@ RESULTS = {
         m, BOTH, [Definition("a"), Definition("b", rank=2, template="bare")], execution=QUIET
     ),
     "Plan": lambda m: plan(Study(m, BOTH)),
+    "Interchange": lambda m: score_interchange(m, PAIRED, execution=QUIET),
+    "Backups": lambda m: find_backups(m, BOTH, ["L1H1"], execution=QUIET),
+    "Carriers": lambda m: find_carriers(
+        [
+            score_heads(m, BOTH, ablation=a, metric="refusal_shift", execution=QUIET)
+            for a in ("zero", "mean")
+        ]
+    ),
     "Specificity": lambda m: specificity(scores(m), scores(m, "harmless"), n_permutations=99),
     "NullBand": lambda m: null_band(
         specificity(scores(m), scores(m, "harmless"), n_permutations=99), null="layer"
