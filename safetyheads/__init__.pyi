@@ -50,10 +50,15 @@ from safetyheads.interventions.directions import (
 from safetyheads.interventions.export import (
     Export as Export,
     export_ablated as export_ablated,
-    save_model as save_model,
 )
 from safetyheads.interventions.layers import (
     BypassLayers as BypassLayers,
+)
+from safetyheads.interventions.orthogonalising import (
+    export_orthogonalized as export_orthogonalized,
+)
+from safetyheads.interventions.writing import (
+    save_model as save_model,
 )
 from safetyheads.judges.keywords import (
     KeywordJudge as KeywordJudge,
@@ -150,6 +155,19 @@ from safetyheads.probes.behaviour.utility import (
     Utility as Utility,
     lm_eval_model as lm_eval_model,
     measure_utility as measure_utility,
+)
+from safetyheads.probes.directions.direction import (
+    Direction as Direction,
+    refusal_direction as refusal_direction,
+)
+from safetyheads.probes.directions.nulls import (
+    null_directions as null_directions,
+)
+from safetyheads.probes.directions.selection import (
+    Filters as Filters,
+    Outcome as Outcome,
+    Selection as Selection,
+    select_direction as select_direction,
 )
 from safetyheads.probes.directions.spectrum import (
     Resampling as Resampling,

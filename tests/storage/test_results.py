@@ -37,10 +37,12 @@ from safetyheads import (
     null_band,
     plan,
     rank_safety_heads,
+    refusal_direction,
     refusal_spectrum,
     refusal_under_ablation,
     score_heads,
     search_heads,
+    select_direction,
     specificity,
 )
 from safetyheads.engine.execution import Execution
@@ -55,6 +57,7 @@ from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 QUIET = Execution(progress=False)
 QUESTIONS = [Question(sentence(20, 21), (sentence(30, 31), sentence(30, 32, 33)))]
 BOTH = PromptSet("both", tuple(RAGGED), tuple(sentence(20, 21, n) for n in (30, 31, 32)))
+OTHER = PromptSet("other", (sentence(70, 71, 72), sentence(73, 71)), (sentence(74, 71, 75),))
 TWO = (RAGGED[:2], [RAGGED[2], RAGGED[0]])
 BLANK = Grid(length=9, short="blank", log=10)
 NO_RESULT = {
@@ -137,6 +140,10 @@ RESULTS = {
     ),
     "Spectrum": lambda m: refusal_spectrum(
         m, BOTH, components=2, resampling=Resampling(3), progress=False
+    ),
+    "Direction": lambda m: refusal_direction(m, BOTH, 2, progress=False),
+    "Selection": lambda m: select_direction(
+        m, BOTH, OTHER, layers=[2], only_expected=False, execution=QUIET
     ),
     "Plan": lambda m: plan(Study(m, BOTH)),
     "Specificity": lambda m: specificity(scores(m), scores(m, "harmless"), n_permutations=99),
