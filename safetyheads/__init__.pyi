@@ -89,6 +89,10 @@ from safetyheads.plots.attention import (
 from safetyheads.plots.behaviour import (
     plot_refusal_under_ablation as plot_refusal_under_ablation,
 )
+from safetyheads.plots.directions import (
+    plot_selection as plot_selection,
+    plot_transfer as plot_transfer,
+)
 from safetyheads.plots.divergence import (
     plot_attention_divergence as plot_attention_divergence,
 )
@@ -173,6 +177,11 @@ from safetyheads.probes.directions.spectrum import (
     Resampling as Resampling,
     Spectrum as Spectrum,
     refusal_spectrum as refusal_spectrum,
+)
+from safetyheads.probes.directions.transfer import (
+    Transfer as Transfer,
+    subspace_overlap as subspace_overlap,
+    transfer_matrix as transfer_matrix,
 )
 from safetyheads.probes.groups import (
     GroupSearch as GroupSearch,

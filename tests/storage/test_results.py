@@ -24,6 +24,7 @@ from safetyheads import (
     Resampling,
     ScalingContribution,
     Traces,
+    Transfer,
     ZeroAblation,
     attention_divergence,
     attention_maps,
@@ -44,6 +45,7 @@ from safetyheads import (
     search_heads,
     select_direction,
     specificity,
+    transfer_matrix,
 )
 from safetyheads.engine.execution import Execution
 from safetyheads.heads import Audit
@@ -145,6 +147,14 @@ RESULTS = {
     "Selection": lambda m: select_direction(
         m, BOTH, OTHER, layers=[2], only_expected=False, execution=QUIET
     ),
+    "Transfer": lambda m: transfer_matrix(
+        {"one": m},
+        {"drawn": torch.arange(24.0)},
+        BOTH,
+        decoding=Decoding(2),
+        keep_text=True,
+        progress=False,
+    ),
     "Plan": lambda m: plan(Study(m, BOTH)),
     "Specificity": lambda m: specificity(scores(m), scores(m, "harmless"), n_permutations=99),
     "NullBand": lambda m: null_band(
@@ -176,6 +186,7 @@ def test_no_record_holds_a_prompt_or_an_answer_unless_asked_for(result, tmp_path
     folder = result.save(tmp_path)
     answers = result.behaviour.answers if isinstance(result, RefusalCurve) else ()
     answers = result.answers if isinstance(result, Behaviour) else answers
+    answers = result.behaviours["one"].answers if isinstance(result, Transfer) else answers
     texts = [*BOTH.harmful, *BOTH.harmless, *(a.text for a in answers if len(a.text) > 3)]
     for path in folder.iterdir():
         data = path.read_bytes()
