@@ -59,6 +59,16 @@ from safetyheads.interventions.orthogonalising import (
 )
 from safetyheads.interventions.writing import (
     save_model as save_model,
+from safetyheads.interventions.paths import (
+    Arc as Arc,
+    FixedSteps as FixedSteps,
+    StraightLine as StraightLine,
+)
+from safetyheads.interventions.targets import (
+    AlongDirection as AlongDirection,
+    NextPrompt as NextPrompt,
+    RandomDirection as RandomDirection,
+    TowardPrompts as TowardPrompts,
 )
 from safetyheads.judges.keywords import (
     KeywordJudge as KeywordJudge,
@@ -204,6 +214,15 @@ from safetyheads.probes.traces.detectors import (
     fit_detector as fit_detector,
     score_detectors as score_detectors,
 )
+from safetyheads.probes.walks.readings import (
+    FinalNorm as FinalNorm,
+    NextToken as NextToken,
+    Residual as Residual,
+)
+from safetyheads.probes.walks.sensitivity import (
+    Sensitivity as Sensitivity,
+    trace_sensitivity as trace_sensitivity,
+)
 from safetyheads.prompts.dressing import (
     ROLE_PLAY as ROLE_PLAY,
     lengthen as lengthen,
@@ -219,6 +238,9 @@ from safetyheads.prompts.tokens import (
     TEMPLATES as TEMPLATES,
     TokenBatch as TokenBatch,
     tokenize as tokenize,
+)
+from safetyheads.prompts.windows import (
+    text_windows as text_windows,
 )
 from safetyheads.ranking.merging import (
     merge_rankings as merge_rankings,

@@ -22,6 +22,31 @@ TIE = 1e-12
 Alternative = Literal["two-sided", "greater", "less"]
 
 
+def matched_normals(
+    samples: Float[Tensor, "sample d_model"], count: int, *, seed: int = 0
+) -> Float[Tensor, "count d_model"]:
+    """Draws of a normal distribution with the samples' own mean and covariance, in float64.
+
+    They are mixtures of the samples' deviations, so that fewer samples than dimensions serve too: the draws then lie in
+    the space that the samples span, with their covariance exactly.
+
+    Raises ValueError for fewer than two samples, or numbers that are not finite.
+
+    >>> draws = matched_normals(torch.tensor([[0.0, 5.0], [2.0, 5.0]]), 1000)
+    >>> draws[:, 1].unique().tolist(), round(draws[:, 0].var().item(), 1)
+    ([5.0], 1.9)
+    """
+    if len(samples) < 2 or not samples.isfinite().all():
+        raise ValueError(
+            f"{len(samples)} samples of shape {list(samples.shape[1:])} came; a covariance takes at least 2, finite"
+        )
+    wide = samples.double().cpu()
+    mean = wide.mean(0)
+    drawn = torch.Generator().manual_seed(seed)
+    weights = torch.randn(count, len(wide), generator=drawn, dtype=torch.float64)
+    return mean + weights @ (wide - mean) / math.sqrt(len(wide) - 1)
+
+
 # Means over prompts --------------------------------------------------------------------------------------------------
 
 
