@@ -57,8 +57,6 @@ from safetyheads.interventions.layers import (
 from safetyheads.interventions.orthogonalising import (
     export_orthogonalized as export_orthogonalized,
 )
-from safetyheads.interventions.writing import (
-    save_model as save_model,
 from safetyheads.interventions.paths import (
     Arc as Arc,
     FixedSteps as FixedSteps,
@@ -69,6 +67,9 @@ from safetyheads.interventions.targets import (
     NextPrompt as NextPrompt,
     RandomDirection as RandomDirection,
     TowardPrompts as TowardPrompts,
+)
+from safetyheads.interventions.writing import (
+    save_model as save_model,
 )
 from safetyheads.judges.keywords import (
     KeywordJudge as KeywordJudge,
