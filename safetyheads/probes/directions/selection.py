@@ -258,18 +258,18 @@ def select_direction(
     ablating = [AblateDirection(v) for v in flat]
     adding = [AddDirection(v, layer) for v, layer in zip(flat, sides.layers * grid[0], strict=True)]
 
-    def swept(side: Side, variants: Sequence[Variant]) -> Float[Tensor, "pos layer prompt 2"]:
+    def swept(side: Side, variants: Sequence[Variant]) -> Float[Tensor, "2 pos layer prompt"]:
         found = _swept(opened, sets["validation"], side, outcome, variants, **how)
-        return found.unflatten(0, grid)
+        return found.unflatten(0, grid).movedim(-1, 0).clone(memory_format=torch.contiguous_format)
 
     bypass = swept("harmful", ablating)
     kl = swept("harmless", ablating)
     induce = swept("harmless", adding)
     return Selection(
         vectors=vectors,
-        bypass=bypass[..., 0].contiguous(),
-        induce=induce[..., 0].contiguous(),
-        kl=kl[..., 1].contiguous(),
+        bypass=bypass[0],
+        induce=induce[0],
+        kl=kl[1],
         baseline=odds["validation"],
         layers=sides.layers,
         positions=sides.positions,
