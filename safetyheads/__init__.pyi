@@ -50,10 +50,12 @@ from safetyheads.interventions.directions import (
 from safetyheads.interventions.export import (
     Export as Export,
     export_ablated as export_ablated,
-    save_model as save_model,
 )
 from safetyheads.interventions.layers import (
     BypassLayers as BypassLayers,
+)
+from safetyheads.interventions.orthogonalising import (
+    export_orthogonalized as export_orthogonalized,
 )
 from safetyheads.interventions.paths import (
     Arc as Arc,
@@ -70,6 +72,9 @@ from safetyheads.interventions.targets import (
     NextPrompt as NextPrompt,
     RandomDirection as RandomDirection,
     TowardPrompts as TowardPrompts,
+)
+from safetyheads.interventions.writing import (
+    save_model as save_model,
 )
 from safetyheads.judges.keywords import (
     KeywordJudge as KeywordJudge,
@@ -99,6 +104,10 @@ from safetyheads.plots.attention import (
 )
 from safetyheads.plots.behaviour import (
     plot_refusal_under_ablation as plot_refusal_under_ablation,
+)
+from safetyheads.plots.directions import (
+    plot_selection as plot_selection,
+    plot_transfer as plot_transfer,
 )
 from safetyheads.plots.divergence import (
     plot_attention_divergence as plot_attention_divergence,
@@ -167,10 +176,28 @@ from safetyheads.probes.behaviour.utility import (
     lm_eval_model as lm_eval_model,
     measure_utility as measure_utility,
 )
+from safetyheads.probes.directions.direction import (
+    Direction as Direction,
+    refusal_direction as refusal_direction,
+)
+from safetyheads.probes.directions.nulls import (
+    null_directions as null_directions,
+)
+from safetyheads.probes.directions.selection import (
+    Filters as Filters,
+    Outcome as Outcome,
+    Selection as Selection,
+    select_direction as select_direction,
+)
 from safetyheads.probes.directions.spectrum import (
     Resampling as Resampling,
     Spectrum as Spectrum,
     refusal_spectrum as refusal_spectrum,
+)
+from safetyheads.probes.directions.transfer import (
+    Transfer as Transfer,
+    subspace_overlap as subspace_overlap,
+    transfer_matrix as transfer_matrix,
 )
 from safetyheads.probes.groups import (
     GroupSearch as GroupSearch,

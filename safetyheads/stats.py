@@ -401,6 +401,29 @@ def wilson_interval(hits: int, trials: int, confidence: float = 0.95) -> tuple[f
     return float(found.low), float(found.high)
 
 
+def mcnemar_p(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """The exact two-sided p-value of McNemar's test: do two conditions hit the same prompts equally often?
+
+    Only prompts on which they differ count, each a toss of a coin under the null; 1 where there are none.
+
+    >>> mcnemar_p([True] * 6, [False] * 6), mcnemar_p([True, False], [False, True])
+    (0.03125, 1.0)
+
+    Raises ValueError for conditions of different lengths, or none.
+    """
+    from scipy.stats import binomtest
+
+    if len(first) != len(second) or not first:
+        raise ValueError(
+            f"the conditions have {len(first)} and {len(second)} prompts; a paired test needs the same prompts, and "
+            "at least one"
+        )
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    apart = only_first + only_second
+    return float(binomtest(only_first, apart).pvalue) if apart else 1.0
+
+
 def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
     """Agreement of two judges beyond chance (Cohen 1960): 1 full, 0 as by chance; NaN if both only ever say one word.
 
