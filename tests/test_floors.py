@@ -14,7 +14,7 @@ FLOORS = [  # a folder or a file of the top; it imports from the lines above its
     ["inputs", "interventions", "activations", "evidence"],
     ["engine"],
     ["screening"],
-    ["probes", "training"],
+    ["probes"],
     ["ranking", "validation"],
     ["training"],
     ["reports", "__init__"],

@@ -1,1 +1,1 @@
-"""What becomes of a chat model that is trained to refuse: its siblings, and the ladder to them."""
+"""What is trained here? Siblings of a chat model that refuse, and sparse decoders of what a model holds."""
