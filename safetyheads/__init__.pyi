@@ -90,6 +90,9 @@ from safetyheads.metrics import (
 from safetyheads.models.hooked import (
     HookedModel as HookedModel,
 )
+from safetyheads.models.interpolating import (
+    interpolate as interpolate,
+)
 from safetyheads.models.opening import (
     load_model as load_model,
     random_copy as random_copy,
