@@ -62,6 +62,11 @@ from safetyheads.interventions.paths import (
     FixedSteps as FixedSteps,
     StraightLine as StraightLine,
 )
+from safetyheads.interventions.synthetic import (
+    SaeBaseline as SaeBaseline,
+    SaeReconstruction as SaeReconstruction,
+    SaeStructured as SaeStructured,
+)
 from safetyheads.interventions.targets import (
     AlongDirection as AlongDirection,
     NextPrompt as NextPrompt,
@@ -84,6 +89,9 @@ from safetyheads.metrics import (
 )
 from safetyheads.models.hooked import (
     HookedModel as HookedModel,
+)
+from safetyheads.models.interpolating import (
+    interpolate as interpolate,
 )
 from safetyheads.models.opening import (
     load_model as load_model,
@@ -225,9 +233,19 @@ from safetyheads.probes.walks.readings import (
     NextToken as NextToken,
     Residual as Residual,
 )
+from safetyheads.probes.walks.regions import (
+    RegionSlice as RegionSlice,
+    StableRegions as StableRegions,
+    slice_regions as slice_regions,
+    stable_regions as stable_regions,
+)
 from safetyheads.probes.walks.sensitivity import (
     Sensitivity as Sensitivity,
     trace_sensitivity as trace_sensitivity,
+)
+from safetyheads.probes.walks.synthetic import (
+    SyntheticComparison as SyntheticComparison,
+    compare_activations as compare_activations,
 )
 from safetyheads.prompts.dressing import (
     ROLE_PLAY as ROLE_PLAY,
@@ -264,6 +282,16 @@ from safetyheads.ranking.ranking import (
 )
 from safetyheads.ranking.study import (
     Study as Study,
+)
+from safetyheads.saes.autoencoder import (
+    Sae as Sae,
+    SparseAutoencoder as SparseAutoencoder,
+)
+from safetyheads.saes.loading import (
+    load_sae as load_sae,
+)
+from safetyheads.saes.writing import (
+    save_sae as save_sae,
 )
 from safetyheads.screening.audit import (
     Screened as Screened,
