@@ -109,6 +109,7 @@ from safetyheads.plots.behaviour import (
     plot_refusal_under_ablation as plot_refusal_under_ablation,
 )
 from safetyheads.plots.directions import (
+    plot_heads_along as plot_heads_along,
     plot_selection as plot_selection,
     plot_transfer as plot_transfer,
 )
@@ -191,6 +192,10 @@ from safetyheads.probes.behaviour.utility import (
 from safetyheads.probes.directions.direction import (
     Direction as Direction,
     refusal_direction as refusal_direction,
+)
+from safetyheads.probes.directions.heads import (
+    HeadsAlong as HeadsAlong,
+    heads_along as heads_along,
 )
 from safetyheads.probes.directions.nulls import (
     null_directions as null_directions,
