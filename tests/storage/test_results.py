@@ -21,24 +21,37 @@ from safetyheads import (
     PromptSet,
     Ranking,
     RefusalCurve,
+    Resampling,
+    Sae,
     ScalingContribution,
     Traces,
+    Transfer,
     ZeroAblation,
     attention_divergence,
     attention_maps,
     capture_attention,
     capture_traces,
+    compare_activations,
     compare_definitions,
+    heads_along,
     hidden_magnitudes,
     measure_behaviour,
     measure_utility,
     null_band,
     plan,
     rank_safety_heads,
+    refusal_border,
+    refusal_direction,
+    refusal_spectrum,
     refusal_under_ablation,
     score_heads,
     search_heads,
+    select_direction,
+    slice_regions,
     specificity,
+    stable_regions,
+    trace_sensitivity,
+    transfer_matrix,
 )
 from safetyheads.engine.execution import Execution
 from safetyheads.evidence.carriers import find_carriers
@@ -49,6 +62,7 @@ from safetyheads.probes.behaviour.utility import Question
 from safetyheads.probes.groups import GroupSearch
 from safetyheads.probes.interchange import score_interchange
 from safetyheads.ranking.study import Study
+from safetyheads.saes.autoencoder import TopK
 from tests.storage.alike import differences
 from tests.zoo import RAGGED, opened, sentence
 
@@ -56,8 +70,18 @@ QUIET = Execution(progress=False)
 QUESTIONS = [Question(sentence(20, 21), (sentence(30, 31), sentence(30, 32, 33)))]
 BOTH = PromptSet("both", tuple(RAGGED), tuple(sentence(20, 21, n) for n in (30, 31, 32)))
 PAIRED = dataclasses.replace(BOTH, paired=True)
+OTHER = PromptSet("other", (sentence(70, 71, 72), sentence(73, 71)), (sentence(74, 71, 75),))
 TWO = (RAGGED[:2], [RAGGED[2], RAGGED[0]])
 BLANK = Grid(length=9, short="blank", log=10)
+SAE = Sae(
+    torch.eye(24, 30),
+    torch.zeros(30),
+    torch.eye(30, 24),
+    torch.zeros(24),
+    TopK(2),
+    layer=1,
+    frequencies=torch.linspace(0.1, 0.2, 30),
+)
 NO_RESULT = {
     "HookedModel": "a model; its weights have a format of their own",
     "PromptSet": "what is asked, and kept as a file of prompts",
@@ -69,6 +93,7 @@ NO_RESULT = {
     "Agreement": "made in a moment from saved scores",
     "ProcessMap": "says where passes run",
     "RayMap": "says where passes run",
+    "Sae": "weights, which save_sae keeps in the format of SAELens",
 }
 """What public functions return and no record keeps, each with its reason."""
 
@@ -136,6 +161,39 @@ RESULTS = {
     "Comparison": lambda m: compare_definitions(
         m, BOTH, [Definition("a"), Definition("b", rank=2, template="bare")], execution=QUIET
     ),
+    "Spectrum": lambda m: refusal_spectrum(
+        m, BOTH, components=2, resampling=Resampling(3), progress=False
+    ),
+    "Direction": lambda m: refusal_direction(m, BOTH, 2, progress=False),
+    "Selection": lambda m: select_direction(
+        m, BOTH, OTHER, layers=[2], only_expected=False, execution=QUIET
+    ),
+    "Transfer": lambda m: transfer_matrix(
+        {"one": m},
+        {"drawn": torch.arange(24.0)},
+        BOTH,
+        decoding=Decoding(2),
+        keep_text=True,
+        progress=False,
+    ),
+    "HeadsAlong": lambda m: heads_along(
+        m,
+        BOTH,
+        refusal_direction(m, BOTH, 2, progress=False),
+        count=1,
+        run_causally=1,
+        scores={"ships": scores(m)},
+        execution=QUIET,
+    ),
+    "Sensitivity": lambda m: trace_sensitivity(m, RAGGED, steps=3, progress=False),
+    "StableRegions": lambda m: stable_regions(m, RAGGED, steps=3, progress=False),
+    "RefusalBorder": lambda m: refusal_border(
+        m, dataclasses.replace(BOTH, paired=True), 2, steps=3, progress=False
+    ),
+    "RegionSlice": lambda m: slice_regions(m, RAGGED, points=3, progress=False),
+    "SyntheticComparison": lambda m: compare_activations(
+        m, RAGGED, SAE, steps=3, read="pre_norm", progress=False
+    ),
     "Plan": lambda m: plan(Study(m, BOTH)),
     "Interchange": lambda m: score_interchange(m, PAIRED, execution=QUIET),
     "Backups": lambda m: find_backups(m, BOTH, ["L1H1"], execution=QUIET),
@@ -175,6 +233,7 @@ def test_no_record_holds_a_prompt_or_an_answer_unless_asked_for(result, tmp_path
     folder = result.save(tmp_path)
     answers = result.behaviour.answers if isinstance(result, RefusalCurve) else ()
     answers = result.answers if isinstance(result, Behaviour) else answers
+    answers = result.behaviours["one"].answers if isinstance(result, Transfer) else answers
     texts = [*BOTH.harmful, *BOTH.harmless, *(a.text for a in answers if len(a.text) > 3)]
     for path in folder.iterdir():
         data = path.read_bytes()
