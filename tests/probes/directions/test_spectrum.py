@@ -26,6 +26,7 @@ from safetyheads.probes.directions.spectrum import (
     spectrum_of,
 )
 from safetyheads.prompts import PromptSet
+from tests.oracles import plain
 from tests.zoo import opened, sentence, tokenizer
 
 FEW = Resampling(8)
