@@ -47,11 +47,11 @@ class Pace(NamedTuple):
 
 
 def cost_of(run: Measurement, rows: int | None, share: float, pace: Pace) -> Cost:
-    """Passes, tokens and time of one ablation on one side, with `share` of every layer's heads."""
+    """Passes, tokens and time of one ablation on one side, for a share of the work on every layer's heads."""
     model, batch = run.inputs.model, run.inputs.batch
     groups = layout(batch, rows, model.device.type)
-    per_layer = max(1, round(share * model.n_heads))
-    seconds = 0.0
+    per_layer = model.n_heads
+    seconds = fixed = 0.0
     passes = tokens = 0
     for prompts, width in groups:
         part = batch.select(prompts)
@@ -64,9 +64,9 @@ def cost_of(run: Measurement, rows: int | None, share: float, pace: Pace) -> Cos
         work = per_layer * one / pace.tokens
         seconds += work * model.n_layers * (pace.top + pace.block * (model.n_layers - 1) / 2)
         whole = len(prompts) * part.ids.shape[1]
-        seconds += model.n_layers * pace.look * whole / LOOK_TOKENS
-        seconds += (pace.top + pace.block * (model.n_layers - 1)) * one / pace.tokens
-    return Cost(passes, tokens, seconds)
+        fixed += model.n_layers * pace.look * whole / LOOK_TOKENS
+        fixed += (pace.top + pace.block * (model.n_layers - 1)) * one / pace.tokens
+    return Cost(max(1, round(share * passes)), round(share * tokens), share * seconds + fixed)
 
 
 @dataclass(frozen=True)
