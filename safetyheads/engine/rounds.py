@@ -1,8 +1,8 @@
 """How are heads run on some prompts now, and on others once it is known which are worth it?
 
 A race asks for all heads on a few prompts, then for fewer heads on more. What the rounds have in common is done once:
-the self-check, what a reference needs of all prompts, and each head's pass over the prefix that the prompts share, whose
-keys and values are kept from round to round.
+the self-check, what a reference needs of all prompts, and each head's pass over the prefix that the prompts share:
+its keys and values are kept from round to round.
 """
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
@@ -149,7 +149,7 @@ class Rounds:
 def _prefixes(
     measurement: Measurement, kernel: Kernel, references: dict[int, Reference]
 ) -> KeptPrefixes | None:
-    """Where prefixes are kept; None where there are none, they would take too much, or keeping them changes a number."""
+    """Where prefixes are kept; None where there are none, they take too much, or keeping them changes a number."""
     model, batch = measurement.inputs.model, measurement.inputs.batch
     prefix = batch.prefix_length
     if not prefix or len(batch) < 2 or kernel == Whole():

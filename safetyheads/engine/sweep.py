@@ -61,7 +61,7 @@ def sweep(
     or a head that is given.
     """
     model, batch = measurement.inputs.model, measurement.inputs.batch
-    require(measurement, variants)
+    _require(measurement, variants)
     by_layer: dict[int, list[int]] = {}
     for number, variant in sorted(enumerate(variants), key=lambda pair: pair[1].first_layer):
         by_layer.setdefault(variant.first_layer, []).append(number)
@@ -112,11 +112,14 @@ def read_layers(
             base = LastToken(last.state, last.unembed)
             passes = []
             for together in _evenly(variants[layer], some.width):
-                prefixes = None if kept is None else kept.together(together)
-                ablated = kernel.finish(some, site, together, given, prefixes)
-                if kept is not None and prefixes is not None and len(some.prompts) > 1:
+                if kept is None:
+                    ablated = kernel.finish(some, site, together, given)
+                else:
+                    prefixes = kept.together(together)
+                    ablated = kernel.finish(some, site, together, given, prefixes)
                     # Of one prompt alone it would not be seen that others have another prefix.
-                    kept.keep(together, prefixes)
+                    if len(some.prompts) > 1:
+                        kept.keep(together, prefixes)
                 passes.append(_read(measurement, ablated, base, together))
                 progress(len(together) * len(some.prompts))
             parts.append(torch.cat(passes).transpose(0, 1))
@@ -124,7 +127,7 @@ def read_layers(
         yield layer, metric.gather(in_batch, baseline).cpu()
 
 
-def require(measurement: Measurement, variants: Sequence[Variant]) -> None:
+def _require(measurement: Measurement, variants: Sequence[Variant]) -> None:
     model, given = measurement.inputs.model, measurement.given
     if not variants:
         raise ValueError("there are no variants to run; give at least one")

@@ -2,13 +2,13 @@
 
 Prompts are a random sample of those that are there, without replacement: a head's mean over n of N is unbiased, and its
 variance falls to nothing as n reaches N (the finite-population factor 1 - n/N). Few prompts give a poor variance of a
-single head; hundreds of heads together give a good one. As limma does for genes (Smyth 2004, doi:10.2202/1544-6115.1027,
-with the trend of Sartor et al. 2006, doi:10.1186/1471-2105-7-538), each head's variance is moderated toward what heads
-of its size have: the log variances are a line in log |mean| with a scatter, part of it their chi-square noise, and the
-rest becomes the prior's degrees of freedom.
+single head; hundreds of heads together give a good one. As limma does for genes (Smyth 2004,
+doi:10.2202/1544-6115.1027, with the trend of Sartor et al. 2006, doi:10.1186/1471-2105-7-538), each head's variance is
+moderated toward what heads of its size have: the log variances are a line in log |mean| with a scatter, part of it their
+chi-square noise, and the rest becomes the prior's degrees of freedom.
 
-Scores that are all positive (a divergence) are skewed, the more the fewer prompts; their mean's logarithm is taken for
-normal, with the coefficient of variation for its spread (Zhou & Gao 1997, doi:10.1002/(SICI)1097-0258(19970415)16:7).
+Scores that are all positive (a divergence) are skewed: their logarithms are taken for normal, the variance is theirs,
+and the interval is one of the mean's logarithm.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ from scipy.stats import t as student
 
 MOST_PRIOR = 200.0
 """Prompts that the other heads may count for, at most."""
+NEARLY_NONE, MOST_VARIANCE = 1e-2, 3.0
+"""Of positive scores: what is this small beside the mean counts as this large, and logarithms vary by this at most."""
 LEAST = 1e-12
 """Beside the largest, what counts as nothing."""
 
@@ -87,8 +89,13 @@ def means(
         if positive and (mean <= 0).any():  # a correction may not change the sign
             mean = np.where(mean <= 0, first, mean)
     left = np.where(ran, scores - fitted, 0.0)
-    centred = np.where(ran, left - (left.sum(1) / count)[:, None], 0.0)
+    logarithms = positive and covariate is None
+    if logarithms:
+        left = np.log(np.maximum(np.where(ran, scores, 1.0), NEARLY_NONE * mean[:, None]))
+    centred = np.where(ran, left - (np.where(ran, left, 0.0).sum(1) / count)[:, None], 0.0)
     variance, prior = moderated((centred**2).sum(1) / (count - 1), count - 1, np.abs(mean))
+    if logarithms:
+        variance = np.expm1(np.minimum(variance, MOST_VARIANCE)) * mean**2
     share = 1 - count / scores.shape[1]
     error = np.sqrt(variance / count * share)
     return Means(mean, error, count - 1 + prior, positive)

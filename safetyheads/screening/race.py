@@ -36,7 +36,7 @@ class Raced:
 
     top_k: int = 10
     """The top that is looked for."""
-    caution: float = 1.8
+    caution: float = 1.6
     """How many standard errors a head's upper bound lies above its mean, and a rival's lower bound below: with more,
     fewer heads of the top are lost, and more are run for nothing."""
     first: int = 2
@@ -127,8 +127,8 @@ def race(
     """Race the heads of a model of `shape` layers and heads over prompts in a random `order`.
 
     `covariate` is known of every head and prompt. `before` is called with how many heads are left and how many prompts
-    they have run, before each round. At the end no estimate stands among the top: a head that dropped out and whose mean is above the border is run
-    on what it lacks.
+    they have run, before each round. At the end no estimate stands among the top: a head that dropped out and whose
+    mean is above the border is run on what it lacks.
 
     Raises ValueError for a top larger than the model, an included head that it does not have, or scores that are not
     finite.

@@ -77,7 +77,8 @@ def race_heads(
 def require_prompts_apart(measurement: Measurement) -> None:
     """Raise ValueError for a metric that is no mean over prompts: it is seen from made-up outputs."""
     model, metric = measurement.inputs.model, measurement.metric
-    state = torch.zeros(2, model.d_model, dtype=model.dtype, device=model.device)
+    state = torch.randn(2, model.d_model, generator=torch.Generator().manual_seed(0))
+    state = state.to(model.device, model.dtype)
     last = LastToken(model.final_norm(state), model.unembed)
     rows = metric.read(last, last)
     _, per_prompt = metric.score(metric.gather(rows[None], rows))
