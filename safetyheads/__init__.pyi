@@ -101,6 +101,11 @@ from safetyheads.plots.heatmap import (
 from safetyheads.plots.scatter import (
     plot_head_scatter as plot_head_scatter,
 )
+from safetyheads.plots.spectrum import (
+    plot_component_cosines as plot_component_cosines,
+    plot_planes as plot_planes,
+    plot_spectrum as plot_spectrum,
+)
 from safetyheads.plots.traces import (
     plot_detection as plot_detection,
 )
@@ -146,6 +151,11 @@ from safetyheads.probes.behaviour.utility import (
     Utility as Utility,
     lm_eval_model as lm_eval_model,
     measure_utility as measure_utility,
+)
+from safetyheads.probes.directions.spectrum import (
+    Resampling as Resampling,
+    Spectrum as Spectrum,
+    refusal_spectrum as refusal_spectrum,
 )
 from safetyheads.probes.groups import (
     GroupSearch as GroupSearch,

@@ -21,6 +21,7 @@ from safetyheads import (
     PromptSet,
     Ranking,
     RefusalCurve,
+    Resampling,
     ScalingContribution,
     Traces,
     ZeroAblation,
@@ -36,6 +37,7 @@ from safetyheads import (
     null_band,
     plan,
     rank_safety_heads,
+    refusal_spectrum,
     refusal_under_ablation,
     score_heads,
     search_heads,
@@ -132,6 +134,9 @@ RESULTS = {
     "Utility": lambda m: measure_utility(m, texts=RAGGED, questions=QUESTIONS, progress=False),
     "Comparison": lambda m: compare_definitions(
         m, BOTH, [Definition("a"), Definition("b", rank=2, template="bare")], execution=QUIET
+    ),
+    "Spectrum": lambda m: refusal_spectrum(
+        m, BOTH, components=2, resampling=Resampling(3), progress=False
     ),
     "Plan": lambda m: plan(Study(m, BOTH)),
     "Specificity": lambda m: specificity(scores(m), scores(m, "harmless"), n_permutations=99),
