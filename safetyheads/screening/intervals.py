@@ -4,8 +4,8 @@ Prompts are a random sample of those that are there, without replacement: a head
 variance falls to nothing as n reaches N (the finite-population factor 1 - n/N). Few prompts give a poor variance of a
 single head; hundreds of heads together give a good one. As limma does for genes (Smyth 2004,
 doi:10.2202/1544-6115.1027, with the trend of Sartor et al. 2006, doi:10.1186/1471-2105-7-538), each head's variance is
-moderated toward what heads of its size have: the log variances are a line in log |mean| with a scatter, part of it their
-chi-square noise, and the rest becomes the prior's degrees of freedom.
+moderated toward what heads of its size have: the log variances are a line in log |mean| with a scatter, part of it
+their chi-square noise, and the rest becomes the prior's degrees of freedom.
 
 Scores that are all positive (a divergence) are skewed: their logarithms are taken for normal, the variance is theirs,
 and the interval is one of the mean's logarithm.
