@@ -89,16 +89,26 @@ def means(
         if positive and (mean <= 0).any():  # a correction may not change the sign
             mean = np.where(mean <= 0, first, mean)
     left = np.where(ran, scores - fitted, 0.0)
-    logarithms = positive and covariate is None
-    if logarithms:
+    if positive:
         left = np.log(np.maximum(np.where(ran, scores, 1.0), NEARLY_NONE * mean[:, None]))
-    centred = np.where(ran, left - (np.where(ran, left, 0.0).sum(1) / count)[:, None], 0.0)
+    centred = _centred(left, ran)
+    if positive and covariate is not None and (covariate > 0).all():
+        beside = _centred(np.log(covariate), ran)
+        centred = centred - (centred * beside).sum() / max((beside**2).sum(), 1e-300) * beside
     variance, prior = moderated((centred**2).sum(1) / (count - 1), count - 1, np.abs(mean))
-    if logarithms:
+    if positive:
         variance = np.expm1(np.minimum(variance, MOST_VARIANCE)) * mean**2
     share = 1 - count / scores.shape[1]
     error = np.sqrt(variance / count * share)
     return Means(mean, error, count - 1 + prior, positive)
+
+
+def _centred(
+    values: Float[ndarray, "head prompt"], ran: Bool[ndarray, "head prompt"]
+) -> Float[ndarray, "head prompt"]:
+    """What was run, less each head's mean of it; 0 elsewhere."""
+    mean = np.where(ran, values, 0.0).sum(1) / ran.sum(1)
+    return np.where(ran, values - mean[:, None], 0.0)
 
 
 def _regressed(
@@ -117,8 +127,7 @@ def _regressed(
     scale_x, scale_y = (whole, first) if relative else (np.ones_like(whole),) * 2
     x, y = covariate / scale_x[:, None], kept / scale_y[:, None]
     seen = np.where(ran, x, 0.0).sum(1) / count
-    dx = np.where(ran, x - seen[:, None], 0.0)
-    dy = np.where(ran, y - (y.sum(1) / count)[:, None], 0.0)
+    dx, dy = _centred(x, ran), _centred(y, ran)
     weight = (1 / np.maximum((dy**2).sum(1) / (count - 1), 1e-300)) if not relative else 1.0
     weight = np.broadcast_to(weight, count.shape)[:, None]
     slope = (weight * dx * dy).sum() / max((weight * dx * dx).sum(), 1e-300)

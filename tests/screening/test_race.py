@@ -74,8 +74,10 @@ FEW = ["llama", "mistral-window", "gemma2-softcap-window", "gpt2", "neox"]
 def test_what_is_called_exact_is_what_the_sweep_gives(name):
     model = load_model(random_model(CONFIGS[name]()), tokenizer())
     exact = score_heads(model, BOTH, execution=QUIET)
-    raced = score_heads(model, BOTH, method=Raced(top_k=4, growth=1.6), execution=QUIET)
-    assert 4 <= raced.race.run < raced.race.heads == 24
+    raced = score_heads(
+        model, BOTH, method=Raced(top_k=3, growth=1.6, caution=0.3), execution=QUIET
+    )
+    assert 3 <= raced.race.run < raced.race.heads == 24
     assert raced.exact.sum() == raced.race.run
     assert (raced.prompts_run[raced.exact] == 9).all()
     both = ~raced.per_prompt.isnan()
