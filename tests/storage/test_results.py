@@ -22,14 +22,18 @@ from safetyheads import (
     Ranking,
     RefusalCurve,
     Resampling,
+    Sae,
     ScalingContribution,
     Traces,
+    Transfer,
     ZeroAblation,
     attention_divergence,
     attention_maps,
     capture_attention,
     capture_traces,
+    compare_activations,
     compare_definitions,
+    heads_along,
     hidden_magnitudes,
     load_model,
     measure_behaviour,
@@ -37,11 +41,17 @@ from safetyheads import (
     null_band,
     plan,
     rank_safety_heads,
+    refusal_direction,
     refusal_spectrum,
     refusal_under_ablation,
     score_heads,
     search_heads,
+    select_direction,
+    slice_regions,
     specificity,
+    stable_regions,
+    trace_sensitivity,
+    transfer_matrix,
 )
 from safetyheads.engine.execution import Execution
 from safetyheads.heads import Audit
@@ -49,14 +59,25 @@ from safetyheads.metrics import GeneralizedShips, Ships
 from safetyheads.probes.behaviour.utility import Question
 from safetyheads.probes.groups import GroupSearch
 from safetyheads.ranking.study import Study
+from safetyheads.saes.autoencoder import TopK
 from tests.storage.alike import differences
 from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 
 QUIET = Execution(progress=False)
 QUESTIONS = [Question(sentence(20, 21), (sentence(30, 31), sentence(30, 32, 33)))]
 BOTH = PromptSet("both", tuple(RAGGED), tuple(sentence(20, 21, n) for n in (30, 31, 32)))
+OTHER = PromptSet("other", (sentence(70, 71, 72), sentence(73, 71)), (sentence(74, 71, 75),))
 TWO = (RAGGED[:2], [RAGGED[2], RAGGED[0]])
 BLANK = Grid(length=9, short="blank", log=10)
+SAE = Sae(
+    torch.eye(24, 30),
+    torch.zeros(30),
+    torch.eye(30, 24),
+    torch.zeros(24),
+    TopK(2),
+    layer=1,
+    frequencies=torch.linspace(0.1, 0.2, 30),
+)
 NO_RESULT = {
     "HookedModel": "a model; its weights have a format of their own",
     "PromptSet": "what is asked, and kept as a file of prompts",
@@ -68,6 +89,7 @@ NO_RESULT = {
     "Agreement": "made in a moment from saved scores",
     "ProcessMap": "says where passes run",
     "RayMap": "says where passes run",
+    "Sae": "weights, which save_sae keeps in the format of SAELens",
 }
 """What public functions return and no record keeps, each with its reason."""
 
@@ -138,6 +160,33 @@ RESULTS = {
     "Spectrum": lambda m: refusal_spectrum(
         m, BOTH, components=2, resampling=Resampling(3), progress=False
     ),
+    "Direction": lambda m: refusal_direction(m, BOTH, 2, progress=False),
+    "Selection": lambda m: select_direction(
+        m, BOTH, OTHER, layers=[2], only_expected=False, execution=QUIET
+    ),
+    "Transfer": lambda m: transfer_matrix(
+        {"one": m},
+        {"drawn": torch.arange(24.0)},
+        BOTH,
+        decoding=Decoding(2),
+        keep_text=True,
+        progress=False,
+    ),
+    "HeadsAlong": lambda m: heads_along(
+        m,
+        BOTH,
+        refusal_direction(m, BOTH, 2, progress=False),
+        count=1,
+        run_causally=1,
+        scores={"ships": scores(m)},
+        execution=QUIET,
+    ),
+    "Sensitivity": lambda m: trace_sensitivity(m, RAGGED, steps=3, progress=False),
+    "StableRegions": lambda m: stable_regions(m, RAGGED, steps=3, progress=False),
+    "RegionSlice": lambda m: slice_regions(m, RAGGED, points=3, progress=False),
+    "SyntheticComparison": lambda m: compare_activations(
+        m, RAGGED, SAE, steps=3, read="pre_norm", progress=False
+    ),
     "Plan": lambda m: plan(Study(m, BOTH)),
     "Specificity": lambda m: specificity(scores(m), scores(m, "harmless"), n_permutations=99),
     "NullBand": lambda m: null_band(
@@ -169,6 +218,7 @@ def test_no_record_holds_a_prompt_or_an_answer_unless_asked_for(result, tmp_path
     folder = result.save(tmp_path)
     answers = result.behaviour.answers if isinstance(result, RefusalCurve) else ()
     answers = result.answers if isinstance(result, Behaviour) else answers
+    answers = result.behaviours["one"].answers if isinstance(result, Transfer) else answers
     texts = [*BOTH.harmful, *BOTH.harmless, *(a.text for a in answers if len(a.text) > 3)]
     for path in folder.iterdir():
         data = path.read_bytes()
