@@ -92,8 +92,9 @@ class _Untouched:
 
 
 @torch.inference_mode()
-def calibrate(run: Measurement, rows: int | None) -> Pace:
-    """Time a clean layer, a pass through the top layer and one through the top `CALIBRATED_LAYERS`."""
+def calibrate(run: Measurement, rows: int | None, times: int = 3) -> Pace:
+    """Time a clean layer, a pass through the top layer and one through the top `CALIBRATED_LAYERS`; the fastest of
+    several `times`."""
     model, batch = run.inputs.model, run.inputs.batch
     groups = layout(batch, rows, model.device.type)
     widest = max(groups, key=lambda g: g.width * len(g.prompts))
@@ -119,17 +120,17 @@ def calibrate(run: Measurement, rows: int | None) -> Pace:
         run.metric.read(last, base.repeated(len(variants)))
 
     whole = len(some.prompts) * some.ids.shape[1]
-    look = _seconds(clean, model) * LOOK_TOKENS / whole
-    short = _seconds(lambda: finish(top), model)
-    long = _seconds(lambda: finish(low), model)
+    look = _seconds(clean, model, times) * LOOK_TOKENS / whole
+    short = _seconds(lambda: finish(top), model, times)
+    long = _seconds(lambda: finish(low), model, times)
     tokens = widest.width * (some.prefix + len(some.prompts) * (some.ids.shape[1] - some.prefix))
     return Pace(look, short, max(0.0, long - short) / max(1, top - low), tokens)
 
 
-def _seconds(run: Any, model: HookedModel) -> float:
-    """The faster of two runs after a first one, which sets things up."""
+def _seconds(run: Any, model: HookedModel, times: int) -> float:
+    """The fastest of several runs; the first one sets things up."""
     best = float("inf")
-    for _ in range(3):
+    for _ in range(times):
         start = time.perf_counter()
         run()
         if model.device.type == "cuda":

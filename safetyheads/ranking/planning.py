@@ -1,8 +1,12 @@
 """What will a ranking cost, before anything is run?"""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from safetyheads.engine.cost import (
     calibrate,
@@ -15,11 +19,16 @@ from safetyheads.engine.cost import (
 from safetyheads.engine.execution import HERE, Execution
 from safetyheads.engine.measurement import Measurement
 from safetyheads.probes.single_heads import DIRECTIONS
-from safetyheads.ranking.study import Study
+from safetyheads.ranking.study import Opened, Study
 from safetyheads.screening.audit import Screened
 from safetyheads.screening.methods import as_method
 from safetyheads.screening.race import Raced, expected_passes
 from safetyheads.storage.results import load_result, save_result
+
+QUICK = 1e12
+"""Operations that are done before one has read how long they take."""
+SAID = 60.0
+"""Seconds from which on a ranking says what it takes."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,54 @@ def plan(study: Study, execution: Execution = HERE) -> Plan:
         rows=rows,
         fitting_rows=max(fitting, default=None),
     )
+
+
+def say_cost(study: Study, opened: Opened, execution: Execution) -> None:
+    """Say on standard error what a ranking takes, where it takes more than a minute and progress is shown."""
+    shown = sys.stderr.isatty() if execution.progress is None else execution.progress
+    runs, method = [*opened.harmful, *opened.harmless], as_method(study.method)
+    if not shown or execution.executor is not None or _operations(runs, method) < QUICK:
+        return
+    pace = calibrate(runs[0], execution.rows, times=1)
+
+    def seconds(method: Raced | Screened | None) -> float:
+        shares = [_share(method, run, run in opened.harmful).work for run in runs]
+        pairs = zip(runs, shares, strict=True)
+        return sum(cost_of(run, execution.rows, share, pace).seconds for run, share in pairs)
+
+    takes = seconds(method)
+    if takes < SAID:
+        return
+    name = "exact" if method is None else type(method).__name__.lower()
+    text = f"{opened.model.name}, {name}: about {_clock(takes)} on this machine as it is now"
+    raced = seconds(Raced(top_k=study.top_k))
+    if method is None and raced < 0.7 * takes:
+        text += f'; method="raced" gives the exact top {study.top_k} in about {_clock(raced)}'
+    from tqdm.auto import tqdm
+
+    tqdm.write(text, file=sys.stderr)
+
+
+def _operations(runs: Sequence[Measurement], method: Raced | Screened | None) -> float:
+    """About how many multiplications and additions runs take, without a calibration."""
+    total = 0.0
+    for run in runs:
+        model, batch = run.inputs.model, run.inputs.batch
+        rest = float(batch.lengths.sum()) - len(batch) * batch.prefix_length
+        weights = model.weights_size / torch.finfo(model.dtype).bits * 8
+        share = _share(method, run, harmful=True).work
+        total += weights * (batch.prefix_length + rest) * model.n_layers * model.n_heads * share
+    return total
+
+
+def _clock(seconds: float) -> str:
+    """Minutes and seconds.
+
+    >>> _clock(83.4)
+    '1:23'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"
 
 
 class _Share(NamedTuple):

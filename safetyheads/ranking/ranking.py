@@ -31,6 +31,7 @@ from safetyheads.plots.scatter import plot_head_scatter
 from safetyheads.plots.writing import write_html
 from safetyheads.probes.single_heads import score_measurements, score_some
 from safetyheads.prompts import PromptSet
+from safetyheads.ranking.planning import say_cost
 from safetyheads.ranking.study import DEFAULT_ABLATIONS, DEFAULT_METRIC, Null, Study, require_top
 from safetyheads.screening.audit import Screened
 from safetyheads.screening.methods import Method, as_method
@@ -226,6 +227,7 @@ def rank(study: Study, execution: Execution = HERE) -> Ranking:
     Raises ValueError for a study that cannot be asked, and what `load_model` and `load_prompts` raise.
     """
     opened = study.open()
+    say_cost(study, opened, execution)
     method = as_method(study.method)
     harmful = score_measurements(opened.harmful, [method] * len(opened.harmful), execution)
     harmless: Sequence[HeadScores | None] = (None,) * len(harmful)

@@ -67,13 +67,14 @@ class Study:
     limit: int | None = None
     """Keeps the first prompts only, spread over the categories."""
     method: Method | None = None
-    """None, or "exact": every head is run. `Screened(...)`, or "screened": those that are likely to be among the top,
-    and on the harmless prompts the same; the rest is estimated and marked so."""
+    """None, or "exact": every head is run. `Raced(...)`, or "raced": all on a few prompts, and those that may still be
+    among the top on more. `Screened(...)`, or "screened": those that a linear estimate finds likely. On the harmless
+    prompts the heads that are exact are run; the rest is estimated and marked so."""
     null: Null = "labels"
     """"labels" (relabelled prompts), "layer" (the other heads of the layer) or "random_init" (a copy of the model with
     random weights, which is scored too and takes as long)."""
     top_k: int = 10
-    """How many heads are shown, and whose recall a screen estimates."""
+    """How many heads are shown, raced for, and whose recall a screen estimates."""
 
     def __post_init__(self) -> None:
         ablations = as_ablations(self.ablations)
