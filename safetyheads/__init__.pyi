@@ -34,6 +34,7 @@ from safetyheads.heads import (
     Audit as Audit,
     Head as Head,
     HeadScores as HeadScores,
+    Race as Race,
 )
 from safetyheads.interventions.ablating import (
     AblateHead as AblateHead,
@@ -324,6 +325,9 @@ from safetyheads.saes.writing import (
 )
 from safetyheads.screening.audit import (
     Screened as Screened,
+)
+from safetyheads.screening.race import (
+    Raced as Raced,
 )
 from safetyheads.validation.definitions import (
     Comparison as Comparison,
