@@ -50,10 +50,26 @@ from safetyheads.interventions.directions import (
 from safetyheads.interventions.export import (
     Export as Export,
     export_ablated as export_ablated,
-    save_model as save_model,
 )
 from safetyheads.interventions.layers import (
     BypassLayers as BypassLayers,
+)
+from safetyheads.interventions.orthogonalising import (
+    export_orthogonalized as export_orthogonalized,
+)
+from safetyheads.interventions.paths import (
+    Arc as Arc,
+    FixedSteps as FixedSteps,
+    StraightLine as StraightLine,
+)
+from safetyheads.interventions.targets import (
+    AlongDirection as AlongDirection,
+    NextPrompt as NextPrompt,
+    RandomDirection as RandomDirection,
+    TowardPrompts as TowardPrompts,
+)
+from safetyheads.interventions.writing import (
+    save_model as save_model,
 )
 from safetyheads.judges.keywords import (
     KeywordJudge as KeywordJudge,
@@ -68,6 +84,9 @@ from safetyheads.metrics import (
 )
 from safetyheads.models.hooked import (
     HookedModel as HookedModel,
+)
+from safetyheads.models.interpolating import (
+    interpolate as interpolate,
 )
 from safetyheads.models.opening import (
     load_model as load_model,
@@ -84,6 +103,10 @@ from safetyheads.plots.attention import (
 from safetyheads.plots.behaviour import (
     plot_refusal_under_ablation as plot_refusal_under_ablation,
 )
+from safetyheads.plots.directions import (
+    plot_selection as plot_selection,
+    plot_transfer as plot_transfer,
+)
 from safetyheads.plots.divergence import (
     plot_attention_divergence as plot_attention_divergence,
 )
@@ -99,6 +122,11 @@ from safetyheads.plots.heatmap import (
 )
 from safetyheads.plots.scatter import (
     plot_head_scatter as plot_head_scatter,
+)
+from safetyheads.plots.spectrum import (
+    plot_component_cosines as plot_component_cosines,
+    plot_planes as plot_planes,
+    plot_spectrum as plot_spectrum,
 )
 from safetyheads.plots.traces import (
     plot_detection as plot_detection,
@@ -146,6 +174,29 @@ from safetyheads.probes.behaviour.utility import (
     lm_eval_model as lm_eval_model,
     measure_utility as measure_utility,
 )
+from safetyheads.probes.directions.direction import (
+    Direction as Direction,
+    refusal_direction as refusal_direction,
+)
+from safetyheads.probes.directions.nulls import (
+    null_directions as null_directions,
+)
+from safetyheads.probes.directions.selection import (
+    Filters as Filters,
+    Outcome as Outcome,
+    Selection as Selection,
+    select_direction as select_direction,
+)
+from safetyheads.probes.directions.spectrum import (
+    Resampling as Resampling,
+    Spectrum as Spectrum,
+    refusal_spectrum as refusal_spectrum,
+)
+from safetyheads.probes.directions.transfer import (
+    Transfer as Transfer,
+    subspace_overlap as subspace_overlap,
+    transfer_matrix as transfer_matrix,
+)
 from safetyheads.probes.groups import (
     GroupSearch as GroupSearch,
     HeadGroup as HeadGroup,
@@ -167,6 +218,15 @@ from safetyheads.probes.traces.detectors import (
     fit_detector as fit_detector,
     score_detectors as score_detectors,
 )
+from safetyheads.probes.walks.readings import (
+    FinalNorm as FinalNorm,
+    NextToken as NextToken,
+    Residual as Residual,
+)
+from safetyheads.probes.walks.sensitivity import (
+    Sensitivity as Sensitivity,
+    trace_sensitivity as trace_sensitivity,
+)
 from safetyheads.prompts.dressing import (
     ROLE_PLAY as ROLE_PLAY,
     lengthen as lengthen,
@@ -182,6 +242,9 @@ from safetyheads.prompts.tokens import (
     TEMPLATES as TEMPLATES,
     TokenBatch as TokenBatch,
     tokenize as tokenize,
+)
+from safetyheads.prompts.windows import (
+    text_windows as text_windows,
 )
 from safetyheads.ranking.merging import (
     merge_rankings as merge_rankings,

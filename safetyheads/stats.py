@@ -22,6 +22,31 @@ TIE = 1e-12
 Alternative = Literal["two-sided", "greater", "less"]
 
 
+def matched_normals(
+    samples: Float[Tensor, "sample d_model"], count: int, *, seed: int = 0
+) -> Float[Tensor, "count d_model"]:
+    """Draws of a normal distribution with the samples' own mean and covariance, in float64.
+
+    They are mixtures of the samples' deviations, so that fewer samples than dimensions serve too: the draws then lie in
+    the space that the samples span, with their covariance exactly.
+
+    Raises ValueError for fewer than two samples, or numbers that are not finite.
+
+    >>> draws = matched_normals(torch.tensor([[0.0, 5.0], [2.0, 5.0]]), 1000)
+    >>> draws[:, 1].unique().tolist(), round(draws[:, 0].var().item(), 1)
+    ([5.0], 1.9)
+    """
+    if len(samples) < 2 or not samples.isfinite().all():
+        raise ValueError(
+            f"{len(samples)} samples of shape {list(samples.shape[1:])} came; a covariance takes at least 2, finite"
+        )
+    wide = samples.double().cpu()
+    mean = wide.mean(0)
+    drawn = torch.Generator().manual_seed(seed)
+    weights = torch.randn(count, len(wide), generator=drawn, dtype=torch.float64)
+    return mean + weights @ (wide - mean) / math.sqrt(len(wide) - 1)
+
+
 # Means over prompts --------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +399,29 @@ def wilson_interval(hits: int, trials: int, confidence: float = 0.95) -> tuple[f
     _check_confidence(confidence)
     found = binomtest(hits, trials).proportion_ci(confidence, method="wilson")
     return float(found.low), float(found.high)
+
+
+def mcnemar_p(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """The exact two-sided p-value of McNemar's test: do two conditions hit the same prompts equally often?
+
+    Only prompts on which they differ count, each a toss of a coin under the null; 1 where there are none.
+
+    >>> mcnemar_p([True] * 6, [False] * 6), mcnemar_p([True, False], [False, True])
+    (0.03125, 1.0)
+
+    Raises ValueError for conditions of different lengths, or none.
+    """
+    from scipy.stats import binomtest
+
+    if len(first) != len(second) or not first:
+        raise ValueError(
+            f"the conditions have {len(first)} and {len(second)} prompts; a paired test needs the same prompts, and "
+            "at least one"
+        )
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    apart = only_first + only_second
+    return float(binomtest(only_first, apart).pvalue) if apart else 1.0
 
 
 def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:

@@ -16,6 +16,7 @@ FLOORS = [  # a folder or a file of the top; it imports from the lines above its
     ["screening"],
     ["probes"],
     ["ranking", "validation"],
+    ["training"],
     ["reports", "__init__"],
     ["cli"],
     ["__main__"],

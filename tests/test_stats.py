@@ -289,3 +289,14 @@ def test_kappa_is_scikit_learns():
     assert math.isnan(stats.cohen_kappa(["refuse"] * 3, ["refuse"] * 3))
     with pytest.raises(ValueError, match="3 and 2 labels"):
         stats.cohen_kappa([1, 2, 1], [1, 2])
+
+
+def test_matched_normals_have_the_mean_and_covariance_of_the_samples():
+    samples = torch.randn(12, 5, generator=torch.Generator().manual_seed(0)) @ torch.randn(5, 5) + 3
+    draws = stats.matched_normals(samples, 40_000, seed=1)
+    size = torch.cov(samples.double().mT)
+    assert (torch.cov(draws.mT) - size).abs().max() < 0.05 * size.abs().max()
+    assert (draws.mean(0) - samples.double().mean(0)).abs().max() < 0.05 * size.diag().max().sqrt()
+    assert torch.equal(draws, stats.matched_normals(samples, 40_000, seed=1))
+    with pytest.raises(ValueError, match="1 samples of shape"):
+        stats.matched_normals(samples[:1], 2)

@@ -16,6 +16,8 @@ from safetyheads.prompts import TokenBatch
 
 REPRESENTATIONS = ("attn_out", "resid_post")
 """What a layer gives: its attention's output, and the residual stream after the whole block."""
+PLACES = (*REPRESENTATIONS, "resid_pre")
+"""What can be kept of a layer: what enters it, too."""
 PROMPTS_A_PASS = 16
 
 
@@ -34,14 +36,9 @@ class Kept:
     """The last ones ("end") or the first ones ("start")."""
 
     def __post_init__(self) -> None:
-        if (
-            unknown := sorted(set(self.representations) - set(REPRESENTATIONS))
-            or not self.representations
-        ):
+        if unknown := sorted(set(self.representations) - set(PLACES)) or not self.representations:
             named = unknown if self.representations else "none"
-            raise ValueError(
-                f"representations are {named}; give some of {', '.join(REPRESENTATIONS)}"
-            )
+            raise ValueError(f"representations are {named}; give some of {', '.join(PLACES)}")
         if self.length < 1:
             raise ValueError(f"length is {self.length}; keep at least one position of each prompt")
         if self.align not in ("start", "end"):
@@ -52,7 +49,12 @@ class Kept:
 
 @torch.inference_mode()
 def capture_states(
-    model: HookedModel, batch: TokenBatch, kept: Kept, *, progress: bool | None = None
+    model: HookedModel,
+    batch: TokenBatch,
+    kept: Kept,
+    *,
+    label: str = "traces",
+    progress: bool | None = None,
 ) -> Float[Tensor, "representation layer prompt pos d_model"]:
     """The kept states of one set of prompts, a pass for every few prompts that begin alike; zeros where a prompt has no
     token. Nothing above the highest layer is run."""
@@ -62,7 +64,7 @@ def capture_states(
     sizes = len(kept.representations), len(kept.layers), len(batch), kept.length, model.d_model
     states = torch.zeros(sizes)
     order = sorted(range(len(batch)), key=lambda prompt: batch.ids[prompt].tolist())
-    with bar(len(batch), "traces", "prompt", progress) as shown:
+    with bar(len(batch), label, "prompt", progress) as shown:
         for start in range(0, len(order), PROMPTS_A_PASS):
             prompts = order[start : start + PROMPTS_A_PASS]
             some = batch.select(prompts)

@@ -13,18 +13,13 @@ Resampling depends on the prompt and cannot be written. Keys and values are neve
 share them. What was written is opened again with plain transformers and compared with the hooked model.
 """
 
-import contextlib
-import copy
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from safetyheads.heads import Head
@@ -38,19 +33,20 @@ from safetyheads.interventions.ablations import (
     as_ablation,
     describe,
 )
-from safetyheads.models.checkpoints import load_checkpoint, quiet_transformers
+from safetyheads.interventions.writing import (
+    compare_logits,
+    plain_copy,
+    require_new,
+    written_folder,
+)
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.opening import load_model
 from safetyheads.prompts import PromptSet, load_prompts, tokenize
-from safetyheads.storage.files import writable_folder
 
 QUERIES = ("q_proj", "qkv_proj", "c_attn", "query_key_value")
 """What transformers calls the projection that holds an attention's queries."""
 OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
 """What transformers calls the projection W_O."""
-CLOSE = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""How far written and hooked logits may differ, as a share of the largest logit."""
-CLOSE_IN_HALF = 0.05
 
 
 class Export(NamedTuple):
@@ -89,17 +85,17 @@ def export_ablated(
     ablation = UndifferentiatedAttention() if ablation is None else as_ablation(ablation)
     model, folder = load_model(model), Path(folder).expanduser().absolute()
     chosen = _heads_of(model, heads)
-    _require_new(folder)
+    require_new(folder)
     ablated = AblateHeads(tuple(chosen), ablation, _mean_of(model, ablation, prompts, template))
-    plain = _plain_copy(model)
+    plain = plain_copy(model)
     attentions = _attentions(model, plain)
     before = {name: tensor.data_ptr() for name, tensor in plain.state_dict().items()}
     for head in chosen:
         _write_head(model, attentions[head.layer], head, ablated)
     changed = [name for name, t in plain.state_dict().items() if t.data_ptr() != before[name]]
-    with _written(folder, plain, model.tokenizer) as work:
+    with written_folder(folder, plain, model.tokenizer) as work:
         del plain, attentions
-        difference, largest = _compare(model, ablated, work)
+        difference, largest = compare_logits(model, ablated, work)
         manifest = {
             "heads": [str(head) for head in chosen],
             "ablation": describe(ablation),
@@ -111,44 +107,6 @@ def export_ablated(
     return Export(folder, difference, largest, tuple(changed))
 
 
-def save_model(model: Any, folder: str | Path) -> Path:
-    """Write a model as it is, with its tokenizer, as a folder that any other process can open.
-
-    `model` is whatever `load_model` takes: one that was loaded and wrapped cannot be saved by its own
-    `save_pretrained` any more. Returns the folder.
-
-    Raises FileExistsError where `folder` holds something, PermissionError where nothing can be written there, and
-    ValueError for packed weights.
-    """
-    model, folder = load_model(model), Path(folder).expanduser().absolute()
-    _require_new(folder)
-    with _written(folder, _plain_copy(model), model.tokenizer):
-        return folder
-
-
-def _require_new(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"{folder} is not empty, and an export overwrites nothing; name a new folder"
-        )
-
-
-@contextlib.contextmanager
-def _written(folder: Path, plain: Any, tokenizer: Any) -> Iterator[Path]:
-    """The model and its tokenizer in a folder beside the one that is meant, which it becomes at the end."""
-    work = writable_folder(folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial"))
-    try:
-        with quiet_transformers():
-            plain.save_pretrained(work)
-            tokenizer.save_pretrained(work)
-        yield work
-        if folder.exists():
-            folder.rmdir()
-        os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def _heads_of(model: HookedModel, heads: Sequence[Head | str | tuple[int, int]]) -> list[Head]:
     """The heads, each once and in order, all of them in the model."""
     chosen = sorted({Head.parse(head) for head in ([heads] if isinstance(heads, str) else heads)})
@@ -158,29 +116,6 @@ def _heads_of(model: HookedModel, heads: Sequence[Head | str | tuple[int, int]])
 
 
 # What stands in the weights -------------------------------------------------------------------------------------------
-
-
-def _plain_copy(model: HookedModel) -> Any:
-    """A model of transformers that nothing has wrapped, sharing its weights with the hooked one."""
-    hooked = model.hf
-    config = copy.deepcopy(hooked.config)
-    if hasattr(config, "quantization_config"):  # unpacked from GGUF: ordinary weights by now
-        del config.quantization_config
-    with torch.device("meta"):
-        plain = type(hooked)(config)
-    weights = model.plain_weights(plain.state_dict().keys())
-    narrow = {name: t.dtype for name, t in weights.items() if t.dtype != torch.bool}
-    if packed := [name for name, dtype in narrow.items() if dtype.itemsize == 1]:
-        raise ValueError(
-            f"{model.name} has packed weights ({packed[0]} is {narrow[packed[0]]}); "
-            "open it unquantised, in float32, bfloat16 or float16"
-        )
-    plain.load_state_dict(weights, assign=True)
-    plain.tie_weights()
-    plain.config.dtype = model.dtype
-    if getattr(hooked, "generation_config", None) is not None:
-        plain.generation_config = copy.deepcopy(hooked.generation_config)
-    return plain.eval()
 
 
 def _attentions(model: HookedModel, plain: nn.Module) -> list[nn.Module]:
@@ -310,31 +245,3 @@ def _mean_of(
         )
     texts = load_prompts(prompts).harmful
     return mean_z(model, tokenize(texts, model.tokenizer, template, max_length=model.context))
-
-
-# Is it the same model? ------------------------------------------------------------------------------------------------
-
-
-def _compare(model: HookedModel, ablated: AblateHeads, folder: Path) -> tuple[float, float]:
-    """Largest difference between the logits of what was written and of the hooked model, and their size."""
-    ids = _probe(model)
-    with ablated.active(model):
-        hooked = model.logits(ids).float()
-    opened = load_checkpoint(folder, device=model.device, dtype=model.dtype).model
-    written = opened(input_ids=ids, use_cache=False).logits.float()
-    difference, largest = (hooked - written).abs().max().item(), hooked.abs().max().item()
-    if not difference <= CLOSE.get(model.dtype, CLOSE_IN_HALF) * largest:
-        raise ValueError(
-            f"the weights written for {model.name} give other logits than the hooked model (they differ by "
-            f"{difference:.2g}, logits reach {largest:.2g}): export does not know this architecture well enough, "
-            "and nothing was kept; use the hooked model"
-        )
-    return difference, largest
-
-
-def _probe(model: HookedModel) -> Int[Tensor, "row pos"]:
-    """Two rows of random tokens, the same at every call."""
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = int(model.hf.config.get_text_config().vocab_size)
-    length = min(48, model.context)
-    return torch.randint(vocabulary, (2, length), generator=generator).to(model.device)

@@ -23,6 +23,7 @@ def named_interventions(interventions: Mapping[str, Any] | None) -> dict[str, li
 
     The untouched model comes first, as "baseline", where no value is None or empty.
 
+    >>> from safetyheads import AblateHead, Head, ZeroAblation
     >>> list(named_interventions({"L3H7": AblateHead(Head(3, 7), ZeroAblation())}))
     ['baseline', 'L3H7']
     """

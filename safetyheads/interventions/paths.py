@@ -76,6 +76,11 @@ class Step:
 class Path(Protocol):
     """A way through activation space."""
 
+    @property
+    def layer(self) -> int:
+        """What enters this layer is walked in."""
+        ...
+
     def steps(self, count: int) -> list[Step]:
         """Points along it, both ends among them."""
         ...
@@ -96,17 +101,116 @@ class StraightLine:
     """Where it ends."""
 
     def __post_init__(self) -> None:
-        if self.start.shape != self.end.shape or self.start.ndim != 2:
-            raise ValueError(
-                f"a line leads from {list(self.start.shape)} to {list(self.end.shape)}; give both ends as [prompt, "
-                "d_model]"
-            )
+        _require_ends(self.start, self.end)
 
     def steps(self, count: int) -> list[Step]:
         """Points at equal distances, both ends among them; ValueError for fewer than two."""
-        if count < 2:
-            raise ValueError(f"count is {count}; a line has two ends, so at least 2 steps")
-        shares = torch.linspace(0.0, 1.0, count, dtype=torch.float64).tolist()
         return [
-            Step(self.layer, torch.lerp(self.start, self.end, share), share) for share in shares
+            Step(self.layer, torch.lerp(self.start, self.end, share), share)
+            for share in _shares(count)
         ]
+
+
+@dataclass(frozen=True, eq=False)
+class FixedSteps:
+    """From one activation straight toward another in steps of one size, so that all prompts go equally far.
+
+    X(n) = A + n s (B - A) / |B - A|, the absolute steps of Giglemiani et al. (arXiv:2409.15019), whose size is 0.5 in
+    GPT-2: the size belongs to a model's own scale. The last step may lie before B or beyond it.
+
+    Raises ValueError for ends of different shape or a size that is not positive.
+    """
+
+    layer: int
+    """What enters this layer is walked in."""
+    start: Float[Tensor, "prompt d_model"] = field(repr=False)
+    """Where each prompt begins, in the order of the batch."""
+    end: Float[Tensor, "prompt d_model"] = field(repr=False)
+    """Toward what it goes; where that is the start itself, the points are no numbers."""
+    size: float
+    """How long a step is, in the units of the residual stream."""
+
+    def __post_init__(self) -> None:
+        _require_ends(self.start, self.end)
+        if not self.size > 0:
+            raise ValueError(f"size is {self.size}; a step has a positive length")
+
+    def steps(self, count: int) -> list[Step]:
+        """The start and `count` - 1 steps of the size; ValueError for fewer than two."""
+        ahead = self.end - self.start
+        unit = ahead / ahead.norm(dim=-1, keepdim=True)
+        return [
+            Step(self.layer, self.start + round(share * (count - 1)) * self.size * unit, share)
+            for share in _shares(count)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Arc:
+    """From one activation to another along the sphere: the direction turns evenly, the norm changes evenly.
+
+    Both are taken from a centre, by default the origin. A straight line between two activations of about one norm is
+    shorter than both on its way, and a norm before the next block undoes that; an arc asks for the direction alone.
+
+    Raises ValueError for ends of different shape, and for ends that lie opposite each other, where no way is shortest.
+    """
+
+    layer: int
+    """What enters this layer is walked in."""
+    start: Float[Tensor, "prompt d_model"] = field(repr=False)
+    """Where each prompt begins, in the order of the batch."""
+    end: Float[Tensor, "prompt d_model"] = field(repr=False)
+    """Where it ends."""
+    centre: Float[Tensor, " d_model"] | None = field(default=None, repr=False)
+    """From where directions and norms are taken; None: the origin."""
+
+    def __post_init__(self) -> None:
+        _require_ends(self.start, self.end)
+        (first, last), _ = self._directions()
+        if ((first + last).norm(dim=-1) < 1e-6).any():
+            raise ValueError(
+                "an arc's ends lie opposite each other from its centre, and no way between them is shortest; take a "
+                "straight line, or another centre"
+            )
+
+    def _directions(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Units and norms of both ends, from the centre, in float64."""
+        ends = [end.double() - self._centre for end in (self.start, self.end)]
+        norms = [end.norm(dim=-1, keepdim=True) for end in ends]
+        units = [end / norm.clamp_min(1e-300) for end, norm in zip(ends, norms, strict=True)]
+        return (units[0], units[1]), (norms[0], norms[1])
+
+    @property
+    def _centre(self) -> Tensor:
+        return torch.zeros(()) if self.centre is None else self.centre.double()
+
+    def steps(self, count: int) -> list[Step]:
+        """Points at equal angles, both ends among them; ValueError for fewer than two."""
+        (first, last), (short, long) = self._directions()
+        angle = 2 * torch.asin(((first - last).norm(dim=-1, keepdim=True) / 2).clamp(max=1.0))
+        made = []
+        for share in _shares(count):
+            # For ends in one direction both weights tend to those of a straight line.
+            near, far = (
+                torch.where(angle > 1e-6, torch.sin(s * angle) / torch.sin(angle), torch.tensor(s))
+                for s in (1 - share, share)
+            )
+            turned = torch.lerp(short, long, share) * (near * first + far * last)
+            points = (self._centre + turned).to(self.start.dtype)
+            ends = {0.0: self.start, 1.0: self.end}
+            made.append(Step(self.layer, ends.get(share, points), share))
+        return made
+
+
+def _shares(count: int) -> list[float]:
+    if count < 2:
+        raise ValueError(f"count is {count}; a line has two ends, so at least 2 steps")
+    shares: list[float] = torch.linspace(0.0, 1.0, count, dtype=torch.float64).tolist()
+    return shares
+
+
+def _require_ends(start: Tensor, end: Tensor) -> None:
+    if start.shape != end.shape or start.ndim != 2:
+        raise ValueError(
+            f"a line leads from {list(start.shape)} to {list(end.shape)}; give both ends as [prompt, d_model]"
+        )

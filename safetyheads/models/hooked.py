@@ -258,6 +258,10 @@ class HookedModel:
         """From the residual stream to final states: the last norm, unless it belongs to the unembedding."""
         return resid if self.norm_in_unembedding else self.bridge.ln_final(resid)
 
+    def normed(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """The residual stream after the last norm, whichever part of the model that belongs to."""
+        return self.bridge.ln_final(resid)
+
     def require_head(self, layer: int, head: int) -> None:
         """Raise ValueError if the model does not have this head."""
         if not (0 <= layer < self.n_layers and 0 <= head < self.n_heads):

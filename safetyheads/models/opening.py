@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from safetyheads.models.cache_names import name_caches
-from safetyheads.models.checkpoints import KNOWN_MODELS, load_checkpoint
+from safetyheads.models.checkpoints import is_known, load_checkpoint
 from safetyheads.models.fingerprint import fingerprint
 from safetyheads.models.gate import FOREIGN, SUCH_AS, checked, reference
 from safetyheads.models.hooked import HookedModel, ModelSource
@@ -30,7 +30,8 @@ def load_model(
     """Open a model for probing.
 
     `x` is one of: a known name (`"smollm2-135m-instruct"`, `"qwen2.5-coder-0.5b-instruct"`), a Hugging Face Hub id, a
-    local folder, a `.gguf` file, a loaded Hugging Face causal LM (give its `tokenizer`, or a pair of both), or a
+    local folder, of a model or of an adapter, a `.gguf` file, a loaded Hugging Face causal LM (give its `tokenizer`, or
+    a pair of both), or a
     TransformerBridge. A loaded Hugging Face model is wrapped in place: it keeps its outputs, computes
     attention eagerly from then on, and cannot be saved through its own `save_pretrained` any more; wrapping
     it again gives the same wrapper. A model in training mode is put into evaluation mode, and stays there. What the
@@ -50,7 +51,7 @@ def load_model(
         provenance = {**checkpoint.provenance, "attention": "eager"}
         # Another process may stand in another folder.
         path = Path(x).expanduser()
-        place = str(path.absolute()) if path.exists() and str(x) not in KNOWN_MODELS else str(x)
+        place = str(path.absolute()) if path.exists() and not is_known(x) else str(x)
         opened_from = ModelSource(place, str(device), dtype, tokenizer)
         return _opened(bridge, checkpoint.tokenizer, checkpoint.name, provenance, opened_from)
     is_bridge = type(x).__name__ == "TransformerBridge"

@@ -19,10 +19,11 @@ def watch_states(
     *,
     prefix: int = 0,
 ) -> None:
-    """Show `read` what these layers' attention and blocks give; nothing above the highest layer is run.
+    """Show `read` what enters these layers and what their attention and blocks give; nothing above the highest is run.
 
-    `read(name, layer, states, start)` gets `"attn_out"` or `"resid_post"` and states [row, pos, d_model] whose
-    first position is `start`. The first `prefix` tokens, which all rows share, are run and shown once, as one row.
+    `read(name, layer, states, start)` gets `"resid_pre"`, `"attn_out"` or `"resid_post"` and states [row, pos,
+    d_model] whose first position is `start`. The first `prefix` tokens, which all rows share, are run and shown once,
+    as one row.
     """
 
     class Reached(Exception):
@@ -38,9 +39,16 @@ def watch_states(
 
         return hook
 
+    def entering(layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            read("resid_pre", layer, args[0] if args else kwargs["hidden_states"], start)
+
+        return hook
+
     handles = []
     for layer in sorted(set(layers)):
-        block = model.bridge.blocks[layer]
+        block: Any = model.bridge.blocks[layer]
+        handles.append(block.register_forward_pre_hook(entering(layer), with_kwargs=True))
         handles.append(block.attn.register_forward_hook(showing("attn_out", layer)))
         handles.append(block.register_forward_hook(showing("resid_post", layer)))
     try:

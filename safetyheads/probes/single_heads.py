@@ -22,7 +22,7 @@ from safetyheads.engine.run import run
 from safetyheads.engine.sweep import Swept
 from safetyheads.heads import Head, HeadScores
 from safetyheads.inputs import Inputs, Side, Source, prepare
-from safetyheads.interventions.ablations import Ablation, as_ablations
+from safetyheads.interventions.ablations import Ablation, as_ablations, describe
 from safetyheads.metrics import LastToken, Metric, as_metric
 from safetyheads.progress import bar
 from safetyheads.screening.audit import Method, Screened, as_method
@@ -289,16 +289,15 @@ def score_heads_together(
     measurement = measure(inputs, ablation, Together(asked, states))
     swept = run(measurement, measurement.variants(measurement.heads()), execution)
     manifest = measurement.manifest(execution)
-    described = manifest["metric"]["metrics"]
     prepared: Any = measurement.metric
     parts = _split(swept.readings, prepared.readings)
     scores = [
         head_scores(
             Swept(readings, swept.exact_resume),
             metric,
-            {**manifest, "metric": {"name": metric.name, **fields}},
+            {**manifest, "metric": describe(metric)},
         )
-        for metric, readings, fields in zip(prepared.metrics, parts, described, strict=True)
+        for metric, readings in zip(prepared.metrics, parts, strict=True)
     ]
     # Side by side, single readings stand in the precision of Gram matrices.
     return [

@@ -21,7 +21,7 @@ from safetyheads.interventions.ablations import (
     ScalingContribution,
     UndifferentiatedAttention,
 )
-from safetyheads.interventions.export import save_model
+from safetyheads.interventions.writing import save_model
 from safetyheads.metrics import GeneralizedShips, Ships
 from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from safetyheads.engine.execution import Execution
+from safetyheads.engine.measurement import measure
 from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
-from safetyheads.interventions.ablating import AblateHead
-from safetyheads.interventions.ablations import ZeroAblation
+from safetyheads.inputs import prepare
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
 from safetyheads.models.blocks import Blocks
 from safetyheads.models.editing import replacing_z
@@ -155,7 +155,7 @@ def test_models_that_scale_their_logits_score_as_plain_passes_do(config, factor)
 
     hf = random_model(getattr(transformers, config)(**{**SIZES, **factor}))
     plain, model = PlainModel(copy.deepcopy(hf)), load_model(hf, tokenizer())
-    scores = score_heads(model, RAGGED[:1], ablation=ZeroAblation(), execution=QUIET)
+    scores = score_heads(model, RAGGED[:1], ablation="zero", execution=QUIET)
     assert scores.provenance["engine"] == "resumed"
     ids = tokenizer()(RAGGED[0])["input_ids"]
     for la, he in [(0, 0), (2, 5), (3, 1)]:
@@ -199,10 +199,8 @@ def test_a_bfloat16_model_gives_finite_float32_scores(half, metric):
 
 
 def test_a_bfloat16_models_scores_are_near_those_in_float32(half):
-    whole = score_heads(
-        load_model(llama(), tokenizer()), RAGGED, ablation=ZeroAblation(), execution=QUIET
-    )
-    got = score_heads(half, RAGGED, ablation=ZeroAblation(), execution=QUIET)
+    whole = score_heads(load_model(llama(), tokenizer()), RAGGED, ablation="zero", execution=QUIET)
+    got = score_heads(half, RAGGED, ablation="zero", execution=QUIET)
     assert (got.values - whole.values).abs().max() < 0.05 * whole.values.max()
 
 
@@ -233,9 +231,8 @@ def assert_resumes_at_layer_6(model, ids):
 
 def ablated_at_layer_6(model, batch):
     """Ships of one head at layer 6 by the sweep, and by a plain pass with that head's z at zero."""
-    got = (
-        sweep(model, batch, [AblateHead(Head(6, 3), ZeroAblation())], Ships()).readings[0, 0].item()
-    )
+    measurement = measure(prepare(model, batch), "zero", Ships())
+    got = sweep(measurement, measurement.variants([Head(6, 3)])).readings[0, 0].item()
     with torch.no_grad():
         base = model.logits(batch.ids)[0, -1].double().log_softmax(-1)
         with replacing_z(model, 6, 3, torch.zeros_like):

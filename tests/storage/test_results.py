@@ -21,8 +21,10 @@ from safetyheads import (
     PromptSet,
     Ranking,
     RefusalCurve,
+    Resampling,
     ScalingContribution,
     Traces,
+    Transfer,
     ZeroAblation,
     attention_divergence,
     attention_maps,
@@ -36,10 +38,14 @@ from safetyheads import (
     null_band,
     plan,
     rank_safety_heads,
+    refusal_direction,
+    refusal_spectrum,
     refusal_under_ablation,
     score_heads,
     search_heads,
+    select_direction,
     specificity,
+    transfer_matrix,
 )
 from safetyheads.engine.execution import Execution
 from safetyheads.heads import Audit
@@ -53,6 +59,7 @@ from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 QUIET = Execution(progress=False)
 QUESTIONS = [Question(sentence(20, 21), (sentence(30, 31), sentence(30, 32, 33)))]
 BOTH = PromptSet("both", tuple(RAGGED), tuple(sentence(20, 21, n) for n in (30, 31, 32)))
+OTHER = PromptSet("other", (sentence(70, 71, 72), sentence(73, 71)), (sentence(74, 71, 75),))
 TWO = (RAGGED[:2], [RAGGED[2], RAGGED[0]])
 BLANK = Grid(length=9, short="blank", log=10)
 NO_RESULT = {
@@ -133,6 +140,21 @@ RESULTS = {
     "Comparison": lambda m: compare_definitions(
         m, BOTH, [Definition("a"), Definition("b", rank=2, template="bare")], execution=QUIET
     ),
+    "Spectrum": lambda m: refusal_spectrum(
+        m, BOTH, components=2, resampling=Resampling(3), progress=False
+    ),
+    "Direction": lambda m: refusal_direction(m, BOTH, 2, progress=False),
+    "Selection": lambda m: select_direction(
+        m, BOTH, OTHER, layers=[2], only_expected=False, execution=QUIET
+    ),
+    "Transfer": lambda m: transfer_matrix(
+        {"one": m},
+        {"drawn": torch.arange(24.0)},
+        BOTH,
+        decoding=Decoding(2),
+        keep_text=True,
+        progress=False,
+    ),
     "Plan": lambda m: plan(Study(m, BOTH)),
     "Specificity": lambda m: specificity(scores(m), scores(m, "harmless"), n_permutations=99),
     "NullBand": lambda m: null_band(
@@ -164,6 +186,7 @@ def test_no_record_holds_a_prompt_or_an_answer_unless_asked_for(result, tmp_path
     folder = result.save(tmp_path)
     answers = result.behaviour.answers if isinstance(result, RefusalCurve) else ()
     answers = result.answers if isinstance(result, Behaviour) else answers
+    answers = result.behaviours["one"].answers if isinstance(result, Transfer) else answers
     texts = [*BOTH.harmful, *BOTH.harmless, *(a.text for a in answers if len(a.text) > 3)]
     for path in folder.iterdir():
         data = path.read_bytes()

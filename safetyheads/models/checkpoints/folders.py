@@ -7,6 +7,13 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetyheads.models.checkpoints.adapters import (
+    ADAPTER,
+    add_adapter,
+    check_adapter,
+    is_plain,
+    read_adapter,
+)
 from safetyheads.models.checkpoints.reading import (
     check_decoder,
     quiet_transformers,
@@ -24,9 +31,6 @@ VOCABULARY_FILES = (
     "*.tiktoken",
 )
 """A folder without any of these has no tokenizer; transformers would quietly make an empty one."""
-
-ADAPTER = "adapter_config.json"
-"""What peft writes beside an adapter's weights."""
 
 
 class FolderContents(NamedTuple):
@@ -83,11 +87,23 @@ def provenance_of(folder: Path, found: FolderContents, revision: str | None) -> 
     return {**told, "sha256": hashlib.sha256("\n".join(hashes).encode()).hexdigest()}
 
 
-def opened_adapter(folder: Path, base: Any, tokenizer: Any, given: Any) -> tuple[Any, Any]:
+def opened_adapter(
+    folder: Path, base: Any, tokenizer: Any, given: Any, base_sha256: str | None = None
+) -> tuple[Any, Any]:
     """The base model with an adapter's weights added into its own, and the tokenizer that goes with both.
+
+    A plain adapter is added here, any other by peft. `base_sha256` is the hash of the base's weights,
+    where it is known.
 
     Raises ValueError if the adapter does not fit the base model, or does more than add to weights.
     """
+    if given is None and has_tokenizer(folder):
+        tokenizer = read_tokenizer(folder)
+    if is_plain(folder):
+        adapter = read_adapter(folder)
+        check_adapter(adapter, base, base_sha256)
+        add_adapter(adapter, base)
+        return base, tokenizer
     from peft import PeftModel
 
     try:
@@ -99,8 +115,6 @@ def opened_adapter(folder: Path, base: Any, tokenizer: Any, given: Any) -> tuple
             f"the adapter in {folder} cannot be added to the weights of its base model: {error}. Open the base "
             "model, and pass the merged model with its tokenizer"
         ) from error
-    if given is None and has_tokenizer(folder):
-        tokenizer = read_tokenizer(folder)
     return merged, tokenizer
 
 
@@ -140,9 +154,10 @@ def _base_of(folder: Path, model_weights: list[str]) -> str:
             "peft (PeftModel.from_pretrained(model, folder).merge_and_unload()), and pass the merged model with its "
             "tokenizer"
         )
-    if importlib.util.find_spec("peft") is None:
+    if importlib.util.find_spec("peft") is None and not is_plain(folder):
         raise ValueError(
-            f"{folder} is no model but a peft adapter to {base}, and peft is not installed: `pip install peft`, and "
+            f"{folder} is no model but a peft adapter to {base} that does more than add to weights, and peft is not "
+            "installed: `pip install peft`, and "
             "pass the same folder again; or pass the base model, or a folder with the merged model"
         )
     return base

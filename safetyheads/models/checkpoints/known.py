@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,29 @@ KNOWN_MODELS: Mapping[str, KnownModel] = {
     ),
 }
 
+KNOWN_SIBLINGS: Mapping[str, str] = {}
+"""The adapters that come with the package (`data/siblings`), and the known model that each goes on."""
+
+
+def sibling_folder(name: str) -> Path:
+    """Where the adapter of a known sibling lies."""
+    return Path(str(resources.files("safetyheads").joinpath("data", "siblings", name)))
+
+
+def is_known(name: object) -> bool:
+    """Whether a model or a sibling opens by this name.
+
+    >>> is_known("smollm2-135m-instruct"), is_known("gpt5")
+    (True, False)
+    """
+    return isinstance(name, str) and (name in KNOWN_MODELS or name in KNOWN_SIBLINGS)
+
 
 def near_matches(name: str) -> str:
     """A sentence with the known names that are near, or all of them."""
-    wanted = name.rsplit("/", 1)[-1].lower()
-    near = difflib.get_close_matches(wanted, KNOWN_MODELS, n=2, cutoff=0.5)
-    near += [
-        known for known in KNOWN_MODELS if len(wanted) > 2 and wanted in known and known not in near
-    ]
+    wanted, names = name.rsplit("/", 1)[-1].lower(), [*KNOWN_MODELS, *KNOWN_SIBLINGS]
+    near = difflib.get_close_matches(wanted, names, n=2, cutoff=0.5)
+    near += [known for known in names if len(wanted) > 2 and wanted in known and known not in near]
     if near:
         return f"Did you mean {' or '.join(repr(known) for known in near)}?"
-    return f"Known names: {', '.join(KNOWN_MODELS)}."
+    return f"Known names: {', '.join(names)}."

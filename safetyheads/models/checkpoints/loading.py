@@ -1,6 +1,6 @@
 """Where do a model's weights come from, and are they the right ones?
 
-Four roads lead to a model: a known name, a local folder, a `.gguf` file, a Hub id.
+Five roads lead to a model: a known name, that of a sibling, a local folder, a `.gguf` file, a Hub id.
 """
 
 import os
@@ -10,9 +10,25 @@ from typing import Any, NamedTuple
 
 import torch
 
+from safetyheads.models.checkpoints.adapters import (
+    WEIGHTS,
+    add_adapter,
+    check_adapter,
+    read_adapter,
+)
 from safetyheads.models.checkpoints.fetching import fetch_model_file, hub_snapshot
-from safetyheads.models.checkpoints.folders import check_folder, opened_adapter, provenance_of
-from safetyheads.models.checkpoints.known import KNOWN_MODELS, near_matches
+from safetyheads.models.checkpoints.folders import (
+    FolderContents,
+    check_folder,
+    opened_adapter,
+    provenance_of,
+)
+from safetyheads.models.checkpoints.known import (
+    KNOWN_MODELS,
+    KNOWN_SIBLINGS,
+    near_matches,
+    sibling_folder,
+)
 from safetyheads.models.checkpoints.reading import check_decoder, read_folder
 from safetyheads.models.checkpoints.unpacked import open_gguf, unpacked_copy
 from safetyheads.storage.cache import cache_folder, sha256_of
@@ -30,7 +46,7 @@ class Checkpoint(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """How the weights are wanted, the same on all four roads."""
+    """How the weights are wanted, the same on all roads."""
 
     device: torch.device
     dtype: torch.dtype
@@ -47,7 +63,7 @@ def load_checkpoint(
     """Load a decoder-only language model and its tokenizer.
 
     Args:
-        source: one of `KNOWN_MODELS` (write `./name` for a folder of that name), a folder with a
+        source: one of `KNOWN_MODELS` or `KNOWN_SIBLINGS` (write `./name` for a folder of that name), a folder with a
             `config.json` or with a LoRA adapter, a `.gguf` file, or a Hub id, looked for in the
             local Hugging Face cache where the Hub does not answer.
         tokenizer: the one to use in place of the source's own.
@@ -73,6 +89,8 @@ def load_checkpoint(
     path = Path(text).expanduser()
     if isinstance(source, str) and text in KNOWN_MODELS:
         return _load_known(text, wanted)
+    if isinstance(source, str) and text in KNOWN_SIBLINGS:
+        return _load_sibling(text, wanted)
     if text and path.is_dir():
         return _load_folder(path, path.resolve().name, str(path), wanted)
     if path.is_file():
@@ -89,6 +107,17 @@ def _load_known(name: str, wanted: _Wanted) -> Checkpoint:
     return _load_gguf(path, known.sha256, name, name, wanted)
 
 
+def _load_sibling(name: str, wanted: _Wanted) -> Checkpoint:
+    base, folder = _load_known(KNOWN_SIBLINGS[name], wanted), sibling_folder(name)
+    adapter = read_adapter(folder)
+    check_adapter(adapter, base.model, base.provenance["sha256"])
+    add_adapter(adapter, base.model)
+    told = {f"base_{key}": value for key, value in base.provenance.items() if key != "dtype"}
+    found = FolderContents((WEIGHTS,), adapter.base)
+    provenance = {"source": name, **provenance_of(folder, found, None), **told}
+    return _finished(base.model, base.tokenizer, name, wanted, provenance)
+
+
 def _load_gguf(path: Path, sha256: str, name: str, source: str, wanted: _Wanted) -> Checkpoint:
     model, tokenizer = open_gguf(path, sha256, wanted.dtype, wanted.tokenizer)
     provenance = {"source": source, "file": path.name, "sha256": sha256, "format": "gguf"}
@@ -103,7 +132,9 @@ def _load_folder(
         base = load_checkpoint(
             found.base, tokenizer=wanted.tokenizer, device=wanted.device, dtype=wanted.dtype
         )
-        model, tokenizer = opened_adapter(folder, base.model, base.tokenizer, wanted.tokenizer)
+        model, tokenizer = opened_adapter(
+            folder, base.model, base.tokenizer, wanted.tokenizer, base.provenance.get("sha256")
+        )
         told = {f"base_{key}": value for key, value in base.provenance.items() if key != "dtype"}
     else:
         model, tokenizer = read_folder(folder, wanted.dtype, wanted.tokenizer)

@@ -205,7 +205,11 @@ def _adapter(folder, base):
 def test_an_adapter_without_peft_says_how(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     _adapter(tmp_path, "somebody/model")
-    with pytest.raises(ValueError, match=r"a peft adapter to somebody/model, .*pip install peft"):
+    about = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about | {"use_dora": True}))
+    with pytest.raises(
+        ValueError, match=r"a peft adapter to somebody/model that .*pip install peft"
+    ):
         load_checkpoint(tmp_path)
 
 

@@ -1,0 +1,183 @@
+"""What does ablating a direction do? Figures of a selection's candidates, and of the rates of a transfer.
+
+`plot_selection` draws `Selection.to_frame()`, `plot_transfer` draws `Transfer.to_frame()`.
+"""
+
+# ruff: noqa: C408  (Plotly's documentation writes attributes as keyword arguments; so does this.)
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from safetyheads.plots.frame import axis, caption, panel, require_columns, sheet
+from safetyheads.plots.style import DARK, human
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects
+
+SELF, UNTOUCHED = "#c23b3b", "#bdbdbd"
+SOURCES = ("#7f7f7f", "#3a8f5c", "#1f77b4", "#e8821e", "#7a5195")
+"""Colours of the sources that are not the target's own, in order; the paper has grey and green."""
+POSITIONS = ("#1f77b4", "#e8821e", "#3a8f5c", "#c23b3b", "#7a5195", "#8c6d31", "#7f7f7f", "#17becf")
+LEFT, RIGHT, TOP, BOTTOM = 66, 20, 88, 56
+GAP = 66
+
+
+def plot_selection(
+    table: "pandas.DataFrame", *, note: str | None = None
+) -> "plotly.graph_objects.Figure":
+    """Draw every candidate's bypass, induce and KL, layer by layer: a line a position, open where it fell.
+
+    The candidate that was taken has a ring.
+
+    Args:
+        table: what `Selection.to_frame()` gives, of one model.
+        note: a caption drawn under the figure.
+
+    Raises:
+        ValueError: a column is missing, or there is more than one model.
+    """
+    import plotly.graph_objects as go
+
+    columns = ("model", "position", "layer", "bypass", "induce", "kl", "felled_by", "chosen")
+    require_columns(table, columns, "Selection.to_frame()")
+    if table["model"].nunique() != 1:
+        raise ValueError(f"the table has {table['model'].nunique()} models; draw one at a time")
+    size = (270, 220)
+    inner = (3 * size[0] + 2 * GAP, size[1])
+    width, height = inner[0] + LEFT + RIGHT, inner[1] + TOP + BOTTOM
+    tall, notes = caption(note, width=width, left=LEFT, below=BOTTOM)
+    margins = dict(left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM + tall)
+    figure = go.Figure(layout=sheet(width, height + tall, **margins))
+    words = {
+        "bypass": ("Harmful, ablated", "refusal log-odds [nat]"),
+        "induce": ("Harmless, added", "refusal log-odds [nat]"),
+        "kl": ("Harmless, ablated", "KL [nat]"),
+    }
+    for number, (name, (title, unit)) in enumerate(words.items()):
+        place = panel(number, x=number * (size[0] + GAP), y=0, size=size, inner=inner)
+        scale = dict(type="log") if name == "kl" else {}
+        figure.update_layout(place.frame(axis(title="layer"), axis(title=unit, **scale)))
+        figure.add_annotation(place.heading(title))
+        for shade, (position, rows) in enumerate(table.groupby("position")):
+            rows, colour = rows.sort_values("layer"), POSITIONS[shade % len(POSITIONS)]
+            symbols = ["circle" if f == "" else "circle-open" for f in rows["felled_by"]]
+            figure.add_scatter(
+                **place.axes,
+                **dict(x=rows["layer"].tolist(), y=rows[name].tolist(), mode="lines+markers"),
+                **dict(name=f"position {position}", showlegend=number == 0),
+                line=dict(color=colour, width=1.5),
+                marker=dict(symbol=symbols, size=8, color=colour),
+                text=[f or "passes" for f in rows["felled_by"]],
+                hovertemplate="layer %{x}: %{y:.3g} (%{text})<extra></extra>",
+            )
+        best = table[table["chosen"]]
+        figure.add_scatter(
+            **place.axes,
+            **dict(x=best["layer"].tolist(), y=best[name].tolist(), mode="markers"),
+            marker=dict(symbol="circle-open", size=17, color=DARK, line=dict(width=2)),
+            **dict(name="taken", showlegend=number == 0 and len(best) > 0),
+        )
+    title = f"Candidates of {human(str(table['model'].iloc[0]))} (open: felled by a filter)"
+    figure.update_layout(
+        title=dict(text=escape(title), x=LEFT / width, y=1 - 14 / figure.layout.height),
+        title_font=dict(size=16, color=DARK),
+        legend=dict(orientation="h", x=0, y=1 + 24 / inner[1], yanchor="bottom"),
+    )
+    for made in notes:
+        figure.add_annotation(made)
+    return figure
+
+
+def plot_transfer(
+    table: "pandas.DataFrame",
+    *,
+    verdicts: Sequence[str] = ("refuse", "comply", "degenerate"),
+    side: str = "harmful",
+    note: str | None = None,
+) -> "plotly.graph_objects.Figure":
+    """Draw the rates of every target by source: a group of bars a target, a panel a verdict, a row a dataset.
+
+    The target's own direction is red, the untouched target light grey; whiskers are the table's intervals.
+
+    Args:
+        table: what `Transfer.to_frame()` gives.
+        verdicts: which of them, a column each.
+        side: "harmful" or "harmless".
+        note: a caption drawn under the figure.
+
+    Raises:
+        ValueError: a column is missing, or the table lacks the side or a verdict.
+    """
+    import plotly.graph_objects as go
+
+    columns = ("target", "source", "own", "dataset", "side", "verdict", "rate", "low", "high")
+    require_columns(table, columns, "Transfer.to_frame()")
+    rows = table[table["side"] == side]
+    lacking = [verdict for verdict in verdicts if verdict not in set(rows["verdict"])]
+    if rows.empty or lacking or not verdicts:
+        raise ValueError(
+            f"the table has no {side} side or lacks {', '.join(lacking) or 'every verdict'}; it has the sides "
+            f"{', '.join(table['side'].unique())} and the verdicts {', '.join(table['verdict'].unique())}"
+        )
+    targets, sources = (list(dict.fromkeys(rows[name])) for name in ("target", "source"))
+    datasets = list(dict.fromkeys(rows["dataset"]))
+    size = (max(190, 26 * len(sources) * len(targets)), 190)
+    inner = (
+        len(verdicts) * size[0] + (len(verdicts) - 1) * GAP,
+        len(datasets) * size[1] + (len(datasets) - 1) * GAP,
+    )
+    width, height = inner[0] + LEFT + RIGHT, inner[1] + TOP + BOTTOM
+    tall, notes = caption(note, width=width, left=LEFT, below=BOTTOM)
+    margins = dict(left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM + tall)
+    figure = go.Figure(layout=sheet(width, height + tall, **margins))
+    shades = {source: SOURCES[n % len(SOURCES)] for n, source in enumerate(sources)}
+    each = 0.84 / len(sources)
+    for row, dataset in enumerate(datasets):
+        for column, verdict in enumerate(verdicts):
+            number = row * len(verdicts) + column
+            x, y = column * (size[0] + GAP), row * (size[1] + GAP)
+            place = panel(number, x=x, y=y, size=size, inner=inner)
+            ticks = dict(tickvals=list(range(len(targets))), ticktext=list(map(human, targets)))
+            figure.update_layout(
+                place.frame(
+                    axis(range=[-0.5, len(targets) - 0.5], **ticks),
+                    axis(range=[0, 1.02], tickformat=".0%"),
+                )
+            )
+            heading = f"{verdict}, {human(dataset)}"
+            figure.add_annotation(place.heading(escape(heading)))
+            part = rows[(rows["verdict"] == verdict) & (rows["dataset"] == dataset)]
+            for n, source in enumerate(sources):
+                some = part[part["source"] == source]
+                colour = UNTOUCHED if source == "baseline" else shades[source]
+                figure.add_bar(
+                    **place.axes,
+                    x=[targets.index(target) for target in some["target"]],
+                    y=some["rate"].tolist(),
+                    **dict(offset=n * each - 0.42, width=each * 0.94),
+                    **dict(name=escape(human(source)), showlegend=number == 0),
+                    **dict(legendgroup=source, hovertemplate="%{y:.0%}<extra></extra>"),
+                    marker=dict(
+                        color=colour,
+                        line=dict(color=[SELF if own else colour for own in some["own"]], width=3),
+                    ),
+                    error_y=dict(
+                        **dict(type="data", symmetric=False, thickness=1.2, width=3, color=DARK),
+                        array=(some["high"] - some["rate"]).tolist(),
+                        arrayminus=(some["rate"] - some["low"]).tolist(),
+                    ),
+                )
+    figure.update_layout(
+        title=dict(
+            text=f"Directions ablated, {side} prompts (red edge: the model's own)",
+            **dict(x=LEFT / width, y=1 - 14 / figure.layout.height, yanchor="top"),
+        ),
+        title_font=dict(size=16, color=DARK),
+        legend=dict(orientation="h", x=0, y=1 + 28 / inner[1], yanchor="bottom"),
+        barmode="overlay",
+    )
+    for made in notes:
+        figure.add_annotation(made)
+    return figure
