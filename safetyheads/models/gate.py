@@ -319,8 +319,8 @@ def _require_hooks_on_every_token(model: HookedModel, ids: Int[Tensor, "2 pos"])
     if not apart <= 10 * _loose(model):
         raise ValueError(
             f"{model.name}: hooks on {', '.join(list(hooked)[:3])} act on places in a row (the last, say), and "
-            "prompts share rows and passes, where other tokens stand there; let a hook act on every token alike, or use "
-            "AddDirection or AblateDirection"
+            "prompts share rows and passes, where other tokens stand there; let a hook act on every token alike, or "
+            "use AddDirection or AblateDirection"
         )
 
 
