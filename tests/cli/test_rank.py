@@ -377,7 +377,7 @@ def test_harmless_prompts_beside_are_passed_on(calls, monkeypatch):
     ("told", "advice", "followed"),
     [
         ("prompt,label\nHow,1\nWhat,0\n", "say --label none if every", "none"),
-        ("prompt,a_safe,b_safe\nHow,1,0\nWhat,0,1\n", "which one counts with --label", "a_safe"),
+        ("prompt,is_safe,harmful\nHow,1,1\nWhat,0,0\n", "counts with --label", "harmful"),
     ],
 )
 def test_an_errors_advice_can_be_followed_there(
