@@ -14,7 +14,8 @@ _STRONG = {
     **dict.fromkeys(
         _set(
             "harmful harm harmfulness toxic toxicity malicious maliciousness jailbreak jailbreaking attack injection "
-            "dangerous danger hateful abusive offensive misuse violation violating flagged nsfw inappropriate illegal severity"
+            "dangerous danger hateful abusive offensive misuse violation violating flagged nsfw inappropriate illegal "
+            "severity"
         ),
         True,
     ),
