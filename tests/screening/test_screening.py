@@ -105,7 +105,7 @@ def test_estimates_become_exact_as_steps_become_small_on_every_architecture(name
     ids=lambda m: m.name,
 )
 def test_every_ablation_and_metric_has_its_screen(whole, metric, monkeypatch):
-    monkeypatch.setitem(TOKENS_A_PASS, "cpu", 15)  # several chunks
+    monkeypatch.setitem(TOKENS_A_PASS, "cpu", 60)  # several passes
     model, ablation = in_double(), Partway(whole)
     (estimate,) = screen_heads(
         model, RAGGED, ablations=[ablation], metric=metric, directions=64, progress=False
