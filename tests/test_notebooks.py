@@ -48,6 +48,7 @@ def test_a_notebook_runs(source, request, monkeypatch, capsys):
     """On a tiny random model; SAFETYHEADS_NOTEBOOK_MODEL names another."""
     if MODEL_VARIABLE not in os.environ:
         monkeypatch.setenv(MODEL_VARIABLE, str(request.getfixturevalue("tiny_model")))
+        monkeypatch.setenv("SAFETYHEADS_NOTEBOOK_TRAIN", "7")
     names = runpy.run_path(str(source))
     CHECKS[source.stem](names, capsys.readouterr().out)
 
