@@ -30,6 +30,7 @@ from safetyheads.heads import (
     Audit as Audit,
     Head as Head,
     HeadScores as HeadScores,
+    Race as Race,
 )
 from safetyheads.interventions.ablating import (
     AblateHead as AblateHead,
@@ -134,8 +135,17 @@ from safetyheads.plots.spectrum import (
     plot_planes as plot_planes,
     plot_spectrum as plot_spectrum,
 )
+from safetyheads.plots.slices import (
+    plot_region_slices as plot_region_slices,
+)
 from safetyheads.plots.traces import (
     plot_detection as plot_detection,
+)
+from safetyheads.plots.walks import (
+    plot_border as plot_border,
+    plot_regions as plot_regions,
+    plot_synthetic as plot_synthetic,
+    plot_walks as plot_walks,
 )
 from safetyheads.plots.writing import (
     write_html as write_html,
@@ -228,6 +238,10 @@ from safetyheads.probes.traces.detectors import (
     fit_detector as fit_detector,
     score_detectors as score_detectors,
 )
+from safetyheads.probes.walks.border import (
+    RefusalBorder as RefusalBorder,
+    refusal_border as refusal_border,
+)
 from safetyheads.probes.walks.readings import (
     FinalNorm as FinalNorm,
     NextToken as NextToken,
@@ -295,6 +309,9 @@ from safetyheads.saes.writing import (
 )
 from safetyheads.screening.audit import (
     Screened as Screened,
+)
+from safetyheads.screening.race import (
+    Raced as Raced,
 )
 from safetyheads.validation.definitions import (
     Comparison as Comparison,

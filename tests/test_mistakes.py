@@ -21,7 +21,7 @@ MISTAKES = {
     'Study("m", "d", limit=0)': "limit is 0; it must be a whole number of at least 1",
     'Study("m", "d", limit=True)': "limit is True",
     'Study("m", "d", top_k="10")': "top_k is '10'; it must be a whole number",
-    'Study("m", "d", method="fast")': 'must be "exact", "screened"',
+    'Study("m", "d", method="fast")': 'must be "exact", "raced", "screened"',
     'Study("m", "d", null="shuffled")': "must be one of labels, layer, random_init",
     # So is an execution.
     "Execution(rows=0)": "rows is 0; a forward pass needs at least one row",

@@ -103,7 +103,7 @@ class Blocks:
         `kernel` is one of `kernels`; only `hooked` has the hook points.
         """
         block, attention = self.modules(layer, kernel)
-        with packed(attention, call.packing), attention_gives(attention, attn_out):
+        with packed(attention, call.packing, cache), attention_gives(attention, attn_out):
             return first_of(replay(block, resid, call, cache))
 
     def attend(
@@ -126,7 +126,7 @@ class Blocks:
         block, attention = self.modules(layer, kernel)
         handle = attention.register_forward_hook(stop)
         try:
-            with packed(attention, call.packing):
+            with packed(attention, call.packing, cache):
                 replay(block, resid, call, cache)
         except Reached as reached:
             return reached.args[0]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from safetyheads.models.replaying import BlockCall, visible_keys
+from safetyheads.models.replaying import BlockCall, SharedPrefix, visible_keys
 
 
 class Packing:
@@ -22,11 +22,20 @@ class Packing:
     """
 
     def __init__(
-        self, lengths: Int[Tensor, " prompt"], prefix: int, first: BlockCall | None, rest: BlockCall
+        self,
+        lengths: Int[Tensor, " prompt"],
+        prefix: int,
+        first: BlockCall | None,
+        rest: BlockCall,
+        behind: int = 0,
     ) -> None:
-        """`lengths` are the prompts' without the prefix; `first` and `rest` are recorded calls on prefix and rest."""
+        """`lengths` are the prompts' without the prefix; `first` and `rest` are recorded calls on prefix and rest.
+
+        `behind` tokens of a prefix were run before: their keys and values are stored, and they are not packed.
+        """
         device, longest = lengths.device, int(lengths.max())
         self.prompts, self.prefix, self.longest = len(lengths), prefix, longest
+        self.behind = behind
         positions = torch.arange(longest, device=device)
         self.kept = (positions < lengths[:, None]).flatten().nonzero()[:, 0]
         """Where each packed token stands among the padded rows."""
@@ -42,7 +51,7 @@ class Packing:
             else visible_keys((*call.args, *call.kwargs.values()), queries, keys, device)[:, None]
             for call, queries, keys in (
                 (first, prefix, prefix),
-                (rest, longest, prefix + longest),
+                (rest, longest, behind + prefix + longest),
             )
         )
         self.attended = False
@@ -50,8 +59,8 @@ class Packing:
     def pack(
         self, rows: Float[Tensor, "variant prompt pos d"]
     ) -> Float[Tensor, "variant packed d"]:
-        """The prefix once, then all prompts without it and without padding."""
-        rest = rows[:, :, self.prefix :].flatten(1, 2)[:, self.kept]
+        """The prefix once, unless it was run before; then all prompts without it and without padding."""
+        rest = rows[:, :, self.behind + self.prefix :].flatten(1, 2)[:, self.kept]
         return torch.cat([rows[:, 0, : self.prefix], rest], 1) if self.prefix else rest
 
     def call(self, first: BlockCall | None, rest: BlockCall) -> BlockCall:
@@ -83,12 +92,20 @@ class Packing:
         key: Float[Tensor, "variant kv packed d_head"],
         value: Float[Tensor, "variant kv packed d_head"],
         scale: float | None,
+        cache: SharedPrefix | None = None,
     ) -> Float[Tensor, "variant packed head d_head"]:
-        """Attention of the prefix to itself and of each prompt to the prefix and itself."""
+        """Attention of the prefix to itself and of each prompt to the prefix and itself.
+
+        `cache` has the prefix's keys and values where they were run before, and gets them where they are run now.
+        """
         self.attended = True
-        copies = query.shape[1] // key.shape[1]
-        key, value = (t.repeat_interleave(copies, 1) for t in (key, value))
-        cut = self.prefix
+        cut, copies = self.prefix, query.shape[1] // key.shape[1]
+        before = key[:, :, :cut], value[:, :, :cut]
+        if cache is not None and cache.stored is not None:
+            before = cache.stored
+        elif cache is not None and cut:
+            cache.stored = before[0].contiguous(), before[1].contiguous()
+        key, value, *prefix = (t.repeat_interleave(copies, 1) for t in (key, value, *before))
 
         def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
             out = nn.functional.scaled_dot_product_attention(
@@ -97,8 +114,8 @@ class Packing:
             return out.transpose(1, 2)
 
         keys, values = (
-            torch.cat([t[:, :, :cut].repeat_interleave(self.prompts, 0), self._rows(t)], 2)
-            for t in (key, value)
+            torch.cat([first.repeat_interleave(self.prompts, 0), self._rows(t)], 2)
+            for first, t in zip(prefix, (key, value), strict=True)
         )
         rows = attention(self._rows(query), keys, values, self.masks[1])
         rest = rows.unflatten(0, (len(query), -1)).flatten(1, 2)[:, self.kept]
@@ -124,8 +141,9 @@ def packed_attention(
     **_options: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in a block that is run with a `Packing`."""
-    packing: Any = module.packing
-    return packing.attend(query, key, value, scaling), None
+    laid_out: Any = module.packing
+    packing, cache = laid_out
+    return packing.attend(query, key, value, scaling, cache), None
 
 
 def block_beneath(block: Any, kernel: str) -> tuple[nn.Module, nn.Module]:
@@ -167,12 +185,14 @@ def innermost(module: Any) -> Any:
 
 
 @contextlib.contextmanager
-def packed(attention: nn.Module, packing: Packing | None) -> Iterator[None]:
-    """Within the context, the attention of a twin knows how its positions are laid out."""
+def packed(
+    attention: nn.Module, packing: Packing | None, cache: SharedPrefix | None = None
+) -> Iterator[None]:
+    """Within the context, the attention of a twin knows how its positions are laid out, and behind which prefix."""
     if packing is None:
         yield
         return
-    vars(attention)["packing"] = packing
+    vars(attention)["packing"] = packing, cache
     try:
         yield
     finally:

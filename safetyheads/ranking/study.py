@@ -3,13 +3,12 @@
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from safetyheads.choices import unknown
 from safetyheads.engine.measurement import Measurement, measure
-from safetyheads.heads import parse_heads
 from safetyheads.inputs import prepare
 from safetyheads.interventions.ablations import (
     Ablation,
@@ -22,7 +21,7 @@ from safetyheads.metrics import Metric, RefusalShift, as_metric
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.opening import load_model
 from safetyheads.prompts import PromptSet, load_prompts
-from safetyheads.screening.audit import Method, Screened, as_method
+from safetyheads.screening.methods import Method, as_method, describe_method, read_method
 from safetyheads.storage.files import write_whole
 
 DEFAULT_ABLATIONS: tuple[Ablation, ...] = (UndifferentiatedAttention(), ScalingContribution())
@@ -68,13 +67,14 @@ class Study:
     limit: int | None = None
     """Keeps the first prompts only, spread over the categories."""
     method: Method | None = None
-    """None, or "exact": every head is run. `Screened(...)`, or "screened": those that are likely to be among the top,
-    and on the harmless prompts the same; the rest is estimated and marked so."""
+    """None, or "exact": every head is run. `Raced(...)`, or "raced": all on a few prompts, and those that may still be
+    among the top on more. `Screened(...)`, or "screened": those that a linear estimate finds likely. On the harmless
+    prompts the heads that are exact are run; the rest is estimated and marked so."""
     null: Null = "labels"
     """"labels" (relabelled prompts), "layer" (the other heads of the layer) or "random_init" (a copy of the model with
     random weights, which is scored too and takes as long)."""
     top_k: int = 10
-    """How many heads are shown, and whose recall a screen estimates."""
+    """How many heads are shown, raced for, and whose recall a screen estimates."""
 
     def __post_init__(self) -> None:
         ablations = as_ablations(self.ablations)
@@ -87,14 +87,12 @@ class Study:
         settled = {
             "ablations": ablations,
             "metric": as_metric(self.metric),
-            "method": as_method(self.method),
         }
         for name, low in (("top_k", None), ("limit", 1)):
             number = getattr(self, name)
             if number is not None and (type(number) is not int or (low and number < low)):
                 raise ValueError(f"{name} is {number!r}; it must be a whole number of at least 1")
-        if isinstance(self.method, str) and settled["method"] is not None and self.top_k >= 1:
-            settled["method"] = Screened(top_k=self.top_k)
+        settled["method"] = as_method(self.method, top_k=self.top_k)
         if self.null not in get_args(Null):
             raise ValueError(
                 f"null is {self.null!r}; it must be one of {', '.join(get_args(Null))}"
@@ -144,12 +142,9 @@ class Study:
             if (value := getattr(self, name)) is not None:
                 lines.append(f"{name} = {_toml(value)}")
         described = [describe(ablation) for ablation in as_ablations(self.ablations)]
-        metric, screened = describe(self.metric), as_method(self.method)
+        metric, method = describe(self.metric), describe_method(as_method(self.method))
         if (as_ablations(described), as_metric(metric)) != (self.ablations, self.metric):
             raise ValueError("an ablation or a metric of your own has no place in a file")
-        method: Any = "exact"
-        if screened is not None:
-            method = {**asdict(screened), "include": [str(h) for h in screened.include]}
         lines += [f"ablations = {_toml(described)}", f"metric = {_toml(metric)}"]
         return "\n".join([*lines, f"method = {_toml(method)}", ""])
 
@@ -164,7 +159,7 @@ class Study:
         """The study that a TOML text describes; fields that it leaves out have their defaults.
 
         `ablations` holds names, or tables of a name and fields such as `{name = "resample", seed = 3}`; `metric` is a
-        name or a table too, `method` a word or a table of `Screened`'s fields.
+        name or a table too, `method` a word or a table of a name and fields of `Raced` or `Screened`.
 
         Raises ValueError for text that is not TOML, a field that a study does not have (with near ones), or what the
         field cannot be.
@@ -179,7 +174,7 @@ class Study:
                 raise unknown("a field of the study", name, known)
         if missing := {"model", "dataset"} - given.keys():
             raise ValueError(f"the study names no {' and no '.join(sorted(missing))}")
-        read = {"ablations": as_ablations, "metric": as_metric, "method": _method}
+        read = {"ablations": as_ablations, "metric": as_metric, "method": read_method}
         given |= {name: read[name](value) for name, value in given.items() if name in read}
         return cls(**given)
 
@@ -200,17 +195,6 @@ def require_top(k: int, n: int) -> None:
     """Raise ValueError where a model with n heads has no top of k."""
     if not 1 <= k <= n:
         raise ValueError(f"top_k is {k}; this model has {n} heads: ask for between 1 and {n}")
-
-
-def _method(given: Any) -> Any:
-    """The word that a file has for a method, or the value that its table describes."""
-    if not isinstance(given, Mapping):
-        return given
-    known = [field.name for field in fields(Screened)]
-    for name in given:
-        if name not in known:
-            raise unknown("a field of method", name, known)
-    return Screened(**{**given, "include": parse_heads(given.get("include", ()))})
 
 
 def _toml(value: Any) -> str:

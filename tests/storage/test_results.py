@@ -41,6 +41,7 @@ from safetyheads import (
     null_band,
     plan,
     rank_safety_heads,
+    refusal_border,
     refusal_direction,
     refusal_spectrum,
     refusal_under_ablation,
@@ -183,6 +184,9 @@ RESULTS = {
     ),
     "Sensitivity": lambda m: trace_sensitivity(m, RAGGED, steps=3, progress=False),
     "StableRegions": lambda m: stable_regions(m, RAGGED, steps=3, progress=False),
+    "RefusalBorder": lambda m: refusal_border(
+        m, dataclasses.replace(BOTH, paired=True), 2, steps=3, progress=False
+    ),
     "RegionSlice": lambda m: slice_regions(m, RAGGED, points=3, progress=False),
     "SyntheticComparison": lambda m: compare_activations(
         m, RAGGED, SAE, steps=3, read="pre_norm", progress=False

@@ -236,7 +236,7 @@ def trace_sensitivity(
             "steps": steps,
             "layer": path.layer,
             "read": reading.name,
-            **({"given": _described(given)} if given is not None else {}),
+            **({"given": described(given)} if given is not None else {}),
         },
     )
 
@@ -328,6 +328,7 @@ def _checks(walk: Walk, reading: Reading, from_start: Tensor, to_end: Tensor) ->
     return found
 
 
-def _described(given: Given) -> Any:
+def described(given: Given) -> Any:
+    """What a manifest says of what is given."""
     about = getattr(given, "describe", None)
     return about() if about is not None else repr(given)
