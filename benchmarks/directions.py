@@ -96,10 +96,21 @@ class Experiment:
             print(f"selection: {time.process_time() - start:.0f} s of processor", flush=True)
         return Selection.load(folder)
 
+    def chosen(self) -> Direction:
+        """The selected direction; where all candidates fell, the one that leaves the least refusal, and a word."""
+        selection = self.selection()
+        try:
+            return selection.direction
+        except ValueError as error:
+            print(f"{error}; taken all the same: the lowest bypass")
+            table = selection.to_frame()
+            best = table.loc[table["bypass"].idxmin()]
+            return selection.candidate(int(best["layer"]), int(best["position"]))
+
     def directions(self) -> dict[str, Direction]:
         """The selected direction, a singular vector at its place, and the nulls."""
         folder = self.folder / "directions"
-        chosen = self.selection().direction
+        chosen = self.chosen()
         if not (folder / "done").exists():
             found = {"refusal": chosen}
             found["component 2"] = refusal_direction(
