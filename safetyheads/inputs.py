@@ -80,7 +80,8 @@ def prepare(
     model.require_batch(batch.lengths, int(batch.ids.max()))
     function, row = fingerprint(model.hf), int(batch.lengths.argmax())
     unreadable = follow(model, function, batch.ids[row, : int(batch.lengths[row])])
-    model = replace(model, unreadable={**model.unreadable, **unreadable}) if unreadable else model
+    if unreadable != model.unreadable:
+        model = replace(model, unreadable=unreadable)
     provenance = {
         "model": {
             "name": model.name,

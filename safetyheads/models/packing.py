@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from safetyheads.models.outside import is_callers
 from safetyheads.models.replaying import BlockCall, SharedPrefix, visible_keys
 
 
@@ -157,22 +158,49 @@ def block_beneath(block: Any, kernel: str) -> tuple[nn.Module, nn.Module]:
     return plain_twin(block, kernel, twins), twins[block.attn]
 
 
-def plain_twin(module: nn.Module, kernel: str, twins: dict[nn.Module, nn.Module]) -> nn.Module:
+def plain_twin(
+    module: nn.Module, kernel: str, twins: dict[nn.Module, nn.Module], *, hooks: bool = False
+) -> nn.Module:
     """A module as it was before the bridge wrapped it, with attention by `kernel`, on the same weights; `twins` gets
-    every module's."""
+    every module's. With `hooks`, those that the caller set are on it."""
     wrapped = innermost(module)
-    twin = copy.copy(wrapped)
-    # A forward that accelerate once replaced is left bound to the module that it came from.
-    if getattr(vars(twin).get("forward"), "__self__", None) is wrapped:
-        del vars(twin)["forward"]
-    twin._modules = {n: m and plain_twin(m, kernel, twins) for n, m in wrapped._modules.items()}
+    twin: nn.Module = object.__new__(
+        type(wrapped)
+    )  # copy.copy refuses a module with parametrizations
+    vars(twin).update(vars(wrapped))
+    # A forward that accelerate or the caller replaced is left bound to the module that it came from.
+    own: Any = vars(twin).get("forward")
+    if getattr(own, "__self__", None) is wrapped:
+        vars(twin)["forward"] = own.__func__.__get__(twin)
+    twin._modules = {
+        n: m and plain_twin(m, kernel, twins, hooks=hooks) for n, m in wrapped._modules.items()
+    }
     twin._forward_hooks = type(wrapped._forward_hooks)()
+    if hooks:
+        _take_hooks(module, twin)
     if (config := getattr(twin, "config", None)) is not None:
-        own: Any = copy.copy(config)
-        own._attn_implementation = kernel
-        twin.config = own
+        own_config: Any = copy.copy(config)
+        own_config._attn_implementation = kernel
+        twin.config = own_config
     twins[module] = twin
     return twin
+
+
+def _take_hooks(module: Any, twin: nn.Module) -> None:
+    """Set on a twin what the caller set on the module that the bridge wrapped, or on the wrapper."""
+    layers, inner = [module], innermost(module)
+    while layers[-1] is not inner:
+        layers.append(layers[-1].original_component)
+    twin._forward_pre_hooks = type(twin._forward_pre_hooks)()
+    for layer in reversed(layers):
+        for number, hook in layer._forward_pre_hooks.items():
+            if is_callers(hook):
+                kwargs = number in layer._forward_pre_hooks_with_kwargs
+                twin.register_forward_pre_hook(hook, with_kwargs=kwargs)
+        for number, hook in layer._forward_hooks.items():
+            if is_callers(hook):
+                kwargs = number in layer._forward_hooks_with_kwargs
+                twin.register_forward_hook(hook, with_kwargs=kwargs)
 
 
 def innermost(module: Any) -> Any:
