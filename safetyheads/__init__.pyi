@@ -30,6 +30,7 @@ from safetyheads.heads import (
     Audit as Audit,
     Head as Head,
     HeadScores as HeadScores,
+    Race as Race,
 )
 from safetyheads.interventions.ablating import (
     AblateHead as AblateHead,
@@ -308,6 +309,9 @@ from safetyheads.saes.writing import (
 )
 from safetyheads.screening.audit import (
     Screened as Screened,
+)
+from safetyheads.screening.race import (
+    Raced as Raced,
 )
 from safetyheads.validation.definitions import (
     Comparison as Comparison,

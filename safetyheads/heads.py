@@ -125,6 +125,35 @@ class Audit:
         )
 
 
+@dataclass(frozen=True)
+class Race:
+    """How a race of heads went, and how sure its top is."""
+
+    top_k: int
+    """The top that is meant."""
+    heads: int
+    """Heads of the model."""
+    run: int
+    """Heads run on all prompts, whose scores are exact."""
+    prompts: int
+    """Prompts that there are."""
+    passes: int
+    """(head, prompt) pairs that were run."""
+    rounds: tuple[tuple[int, int], ...]
+    """How many prompts each round ended with, and how many heads were in it."""
+    chance: float
+    """The chance that the top is the exact one: that no head which dropped out belongs to it."""
+
+    def __str__(self) -> str:
+        if self.run == self.heads:
+            return f"all {self.heads} heads run on all {self.prompts} prompts"
+        return (
+            f"{self.run} of {self.heads} heads run on all {self.prompts} prompts, the others on "
+            f"{self.rounds[0][0]} or more; {self.passes / (self.heads * self.prompts):.2f} of all pairs; the top "
+            f"{self.top_k} is the exact one with a chance of {self.chance:.2f}"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class HeadScores:
     """One score for every query head of a model, under one ablation and one metric."""
@@ -151,11 +180,21 @@ class HeadScores:
     """What a screen said of every head, before calibration; None where there was no screen."""
     audit: Audit | None = None
     """What a screened run may have missed; None where there was no screen."""
+    prompts_run: Int[Tensor, "layer head"] | None = None
+    """On how many prompts each head was run in a race; None where there was no race."""
+    low: Float[Tensor, "layer head"] | None = None
+    """Lower end of the 95 % interval of the score over all prompts, in a race; the score itself where it is exact."""
+    high: Float[Tensor, "layer head"] | None = None
+    """Upper end."""
+    race: Race | None = None
+    """How the race went; None where there was none."""
 
     @property
     def ranks(self) -> Int[Tensor, "layer head"]:
-        """Rank of every head, 1 first; equal scores rank in the order of layer and head."""
-        order = self.values.flatten().argsort(descending=self.largest_first, stable=True)
+        """Rank of every head, 1 first; equal scores rank in the order of layer and head, heads without one last."""
+        worst = -torch.inf if self.largest_first else torch.inf
+        scores = self.values.flatten().nan_to_num(worst, posinf=torch.inf, neginf=-torch.inf)
+        order = scores.argsort(descending=self.largest_first, stable=True)
         ranks = torch.empty_like(order)
         ranks[order] = torch.arange(1, order.numel() + 1)
         return ranks.reshape(self.values.shape)
@@ -163,7 +202,8 @@ class HeadScores:
     def to_frame(self) -> "pandas.DataFrame":
         """A long table, a row a head, best first: layer, head, label, ablation, metric, score, unit, rank, kind.
 
-        `kind` is "exact" for a score that was measured and "estimated" for one that a screen estimated.
+        `kind` is "exact" for a score that was measured and "estimated" for one that a screen or a race estimated. A
+        race adds prompts_run, low and high.
         """
         import pandas
 
@@ -184,7 +224,12 @@ class HeadScores:
             for layer in range(n_layers)
             for head in range(n_heads)
         ]
-        return pandas.DataFrame(rows, columns=COLUMNS).sort_values("rank", ignore_index=True)
+        table = pandas.DataFrame(rows, columns=COLUMNS)
+        raced = {"prompts_run": self.prompts_run, "low": self.low, "high": self.high}
+        for name, grid in raced.items():
+            if grid is not None:
+                table[name] = grid.flatten().tolist()
+        return table.sort_values("rank", ignore_index=True)
 
     def top(self, k: int = 10) -> "pandas.DataFrame":
         """The k highest-ranked heads, as rows of `to_frame`."""

@@ -31,6 +31,8 @@ class Inputs:
     batch: TokenBatch
     texts: tuple[str, ...] = field(repr=False)
     """What the user asks, before the template; empty where tokens came."""
+    categories: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
+    """What each prompt is about, where the set says it."""
     provenance: dict[str, Any] = field(repr=False)
     """The model and its numerics, the template, the tokens, the prompts by name, count and hash, the version."""
 
@@ -66,17 +68,20 @@ def prepare(
         check_tokenizer(model, prompts)
         about = {"name": "tokens", "paired": False, "source": "memory"}
         texts: tuple[str, ...] = ()
+        categories: tuple[str, ...] = ()
         batch = prompts
     else:
         found = load_prompts(prompts)
         about = {"name": found.name, "paired": found.paired, "source": found.source}
         texts = texts_of(found, side)
+        categories = found.categories if side == "harmful" else found.harmless_categories
         longest = model.context if max_length is None else max_length
         batch = tokenize(texts, model.tokenizer, template, max_length=longest)
     model.require_batch(batch.lengths, int(batch.ids.max()))
     function, row = fingerprint(model.hf), int(batch.lengths.argmax())
     unreadable = follow(model, function, batch.ids[row, : int(batch.lengths[row])])
-    model = replace(model, unreadable={**model.unreadable, **unreadable}) if unreadable else model
+    if unreadable != model.unreadable:
+        model = replace(model, unreadable=unreadable)
     provenance = {
         "model": {
             "name": model.name,
@@ -92,7 +97,7 @@ def prepare(
         "prompts": {**about, "side": side, "count": len(batch)},
         "safetyheads": version("safetyheads"),
     }
-    return Inputs(model, batch, texts, provenance)
+    return Inputs(model, batch, texts, provenance, categories=categories)
 
 
 def texts_of(prompts: PromptSet, side: Side) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ MISTAKES = {
     'Study("m", "d", limit=0)': "limit is 0; it must be a whole number of at least 1",
     'Study("m", "d", limit=True)': "limit is True",
     'Study("m", "d", top_k="10")': "top_k is '10'; it must be a whole number",
-    'Study("m", "d", method="fast")': 'must be "exact", "screened"',
+    'Study("m", "d", method="fast")': 'must be "exact", "raced", "screened"',
     'Study("m", "d", null="shuffled")': "must be one of labels, layer, random_init",
     # So is an execution.
     "Execution(rows=0)": "rows is 0; a forward pass needs at least one row",
@@ -70,6 +70,9 @@ MISTAKES = {
     'attention_maps(model, ["w7 w8"] * 2, ["w7 w9"] * 2, 1, grid=64)': "grid is 64; give Grid(length=64)",
     'refusal_under_ablation(model, ["w7 w8"], ["L1H1"], ablation="zer0", sizes=[1])': "did you mean",
     'refusal_under_ablation(model, ["w7 w8"], "L1H1", ablation="zero")': "the largest size asks for 5",
+    'measure_behaviour(model, ["w7 w8"], {"x": AblateHeads})': "is the class AblateHeads: write AblateHeads(...)",
+    'Study("m", {"prompts": "a.txt", "labels": "x"})': "did you mean 'label'",
+    'Study("m", {"harmless": "a.txt"})': "the dataset names no prompts",
     'capture_traces(model, "w7", ["w8"])': "the jailbreak prompts are one string",
 }
 MEANT = {

@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 
 DEMO_FOLDER = "safetyheads-demo"
 DEMO_LIMIT = 6  # pairs; with these the demo ends within three minutes on two cores
-METHODS = ("exact", "screened")
+METHODS = ("exact", "raced", "screened")
 ASKED = [  # what a study's file says, and no option beside it
-    *("model", "prompts", "prompts_path", "harmless", "column", "template", "limit"),
+    *("model", "prompts", "prompts_path", "harmless", "column", "label", "encoding"),
+    *("template", "limit"),
     *("ablation", "epsilon", "seed", "metric", "space", "rank", "method", "top"),
 ]
 
@@ -62,7 +63,7 @@ def add(commands: Any) -> None:
     option = parser.add_argument
     option("--top", type=positive_integer, metavar="K", help="heads shown (10)")
     option("--plan", action="store_true", help="say what it will cost, and run nothing")
-    option("--method", choices=METHODS, help="run every head, or screen first (exact)")
+    option("--method", choices=METHODS, help="run every head, race them, or screen first (exact)")
     option("--layers", type=layer_numbers, help="only these, as 0-7: a part, for safetyheads merge")
 
 
@@ -91,8 +92,8 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         if beside:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in beside)
             parser.error(f"--study says what is asked; write it there and leave out {named}")
-    if options.layers and options.method == "screened":
-        parser.error("--method screened looks at all layers; leave out --layers")
+    if options.layers and options.method in METHODS[1:]:
+        parser.error(f"--method {options.method} looks at all layers; leave out --layers")
     if options.plan and (options.layers or options.executor):
         parser.error("--plan is of a whole run in one process; leave out --layers and --executor")
     if options.workers and not options.executor:
@@ -110,10 +111,8 @@ def study_of(options: argparse.Namespace) -> "Study":
     from safetyheads.ranking.study import Study
 
     if options.study:
-        from safetyheads.prompts import load_prompts
-
         study = Study.load(options.study)
-        return replace(study, dataset=load_prompts(study.dataset))
+        return replace(study, dataset=study.read())
     return Study(
         options.model or DEMO_MODEL,
         read_prompts(options),

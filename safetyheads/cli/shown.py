@@ -29,8 +29,8 @@ def report(ranking: "Ranking", top: int, folder: Path, *, control: bool) -> None
     finally:  # the scores are shown even where the folder has become unwritable meanwhile
         print(format_table(ranking.top(top)))
         for scores in ranking.harmful:
-            if scores.audit is not None:
-                print(f"\n{scores.ablation}: {scores.audit}")
+            if (said := scores.audit or scores.race) is not None:
+                print(f"\n{scores.ablation}: {said}")
     print(f"\nThe figure: {(folder / 'scatter.html').absolute()}")
     print(f"All scores: {(folder / 'scores.csv').absolute()}")
     if note:

@@ -4,7 +4,7 @@ Prompts of similar length go up together (`Rows`). `climb` runs each block once 
 somebody wants to look at; what happens there, and whether more than the stream is looked at, it does not know.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -38,9 +38,18 @@ class Group(NamedTuple):
     width: int
 
 
-def layout(batch: TokenBatch, rows: int | None = None, device: str = "cpu") -> list[Group]:
-    """The prompts sorted by length, in groups: of at most `rows` rows a pass, or of about `TOKENS_A_PASS` tokens."""
+def layout(
+    batch: TokenBatch,
+    rows: int | None = None,
+    device: str = "cpu",
+    among: Collection[int] | None = None,
+) -> list[Group]:
+    """The prompts sorted by length, in groups: of at most `rows` rows a pass, or of about `TOKENS_A_PASS` tokens.
+
+    With `among`, these prompts only.
+    """
     order = batch.lengths.argsort(stable=True).tolist()
+    order = [prompt for prompt in order if among is None or prompt in among]
     budget = TOKENS_A_PASS.get(device, TOKENS_A_PASS["cuda"])
     size = rows or max(1, budget // int(batch.lengths.max() - batch.prefix_length))
     size = min(size, PROMPTS_TOGETHER)
@@ -77,18 +86,31 @@ class Rows:
     """On the shared prefix; empty where there is none."""
     suffix_calls: list[BlockCall]
     """On what follows it."""
-    packings: dict[int, tuple[Packing, list[BlockCall]]] = field(default_factory=dict)
-    """How the prompts are packed behind so many shared tokens, once somebody has asked."""
+    packings: dict[tuple[int, bool], tuple[Packing, list[BlockCall]]] = field(default_factory=dict)
+    """How the prompts are packed behind so many shared tokens, and whether these were run before; once somebody has
+    asked."""
 
     @classmethod
-    def of(cls, model: HookedModel, batch: TokenBatch, group: Group, calls: Calls) -> "Rows":
-        """The rows of a group of prompts; `calls` keeps what was recorded for others of the same lengths."""
+    def of(
+        cls,
+        model: HookedModel,
+        batch: TokenBatch,
+        group: Group,
+        calls: Calls,
+        prefix: int | None = None,
+    ) -> "Rows":
+        """The rows of a group of prompts; `calls` keeps what was recorded for others of the same lengths.
+
+        `prefix` says how many tokens they share with prompts that are run at another time; by default they share what
+        they can among themselves.
+        """
         prompts, width = group
         part = batch.select(prompts)
         real = torch.arange(part.ids.shape[1]) < part.lengths[:, None]
         # A pad token may lie outside the embedding; what stands there never matters.
         ids = part.ids.where(real, 0).to(model.device)
-        prefix = part.prefix_length if len(prompts) > 1 else 0
+        if prefix is None:
+            prefix = part.prefix_length if len(prompts) > 1 else 0
 
         def recorded(prefix: int) -> tuple[list[BlockCall], list[BlockCall]]:
             shape = ids.shape[1], prefix
@@ -187,13 +209,17 @@ def climb(
 
 
 def references_of(
-    groups: Sequence[Rows], variants: Sequence[Variant], given: AblateHeads | None
+    groups: Sequence[Rows],
+    variants: Sequence[Variant],
+    given: AblateHeads | None,
+    *,
+    everywhere: bool = False,
 ) -> dict[int, Reference]:
     """What variants may need to know of the untouched model and a climb cannot tell them: in the layers above the one
-    where they start, and wherever heads are given."""
+    where they start, wherever heads are given, and `everywhere` if the climb will be of some prompts only."""
     needs = needs_of([*variants, *([given] if given else [])])
     above = {head.layer for v in variants for head in v.heads if head.layer != v.first_layer}
-    if not needs & OF_OTHERS or not (above or given):
+    if not needs & OF_OTHERS or not (above or given or everywhere):
         return {}
     every = dict.fromkeys(range(groups[0].model.n_layers), needs)
     return {site.layer: site.references[site.layer] for _, site in climb(groups, every)}

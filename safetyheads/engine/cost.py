@@ -47,11 +47,11 @@ class Pace(NamedTuple):
 
 
 def cost_of(run: Measurement, rows: int | None, share: float, pace: Pace) -> Cost:
-    """Passes, tokens and time of one ablation on one side, with `share` of every layer's heads."""
+    """Passes, tokens and time of one ablation on one side, for a share of the work on every layer's heads."""
     model, batch = run.inputs.model, run.inputs.batch
     groups = layout(batch, rows, model.device.type)
-    per_layer = max(1, round(share * model.n_heads))
-    seconds = 0.0
+    per_layer = model.n_heads
+    seconds = fixed = 0.0
     passes = tokens = 0
     for prompts, width in groups:
         part = batch.select(prompts)
@@ -64,9 +64,9 @@ def cost_of(run: Measurement, rows: int | None, share: float, pace: Pace) -> Cos
         work = per_layer * one / pace.tokens
         seconds += work * model.n_layers * (pace.top + pace.block * (model.n_layers - 1) / 2)
         whole = len(prompts) * part.ids.shape[1]
-        seconds += model.n_layers * pace.look * whole / LOOK_TOKENS
-        seconds += (pace.top + pace.block * (model.n_layers - 1)) * one / pace.tokens
-    return Cost(passes, tokens, seconds)
+        fixed += model.n_layers * pace.look * whole / LOOK_TOKENS
+        fixed += (pace.top + pace.block * (model.n_layers - 1)) * one / pace.tokens
+    return Cost(max(1, round(share * passes)), round(share * tokens), share * seconds + fixed)
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,9 @@ class _Untouched:
 
 
 @torch.inference_mode()
-def calibrate(run: Measurement, rows: int | None) -> Pace:
-    """Time a clean layer, a pass through the top layer and one through the top `CALIBRATED_LAYERS`."""
+def calibrate(run: Measurement, rows: int | None, times: int = 3) -> Pace:
+    """Time a clean layer, a pass through the top layer and one through the top `CALIBRATED_LAYERS`; the fastest of
+    several `times`."""
     model, batch = run.inputs.model, run.inputs.batch
     groups = layout(batch, rows, model.device.type)
     widest = max(groups, key=lambda g: g.width * len(g.prompts))
@@ -119,17 +120,17 @@ def calibrate(run: Measurement, rows: int | None) -> Pace:
         run.metric.read(last, base.repeated(len(variants)))
 
     whole = len(some.prompts) * some.ids.shape[1]
-    look = _seconds(clean, model) * LOOK_TOKENS / whole
-    short = _seconds(lambda: finish(top), model)
-    long = _seconds(lambda: finish(low), model)
+    look = _seconds(clean, model, times) * LOOK_TOKENS / whole
+    short = _seconds(lambda: finish(top), model, times)
+    long = _seconds(lambda: finish(low), model, times)
     tokens = widest.width * (some.prefix + len(some.prompts) * (some.ids.shape[1] - some.prefix))
     return Pace(look, short, max(0.0, long - short) / max(1, top - low), tokens)
 
 
-def _seconds(run: Any, model: HookedModel) -> float:
-    """The faster of two runs after a first one, which sets things up."""
+def _seconds(run: Any, model: HookedModel, times: int) -> float:
+    """The fastest of several runs; the first one sets things up."""
     best = float("inf")
-    for _ in range(3):
+    for _ in range(times):
         start = time.perf_counter()
         run()
         if model.device.type == "cuda":

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from safetyheads.engine.climb import Group, Rows, climb, references_of
 from safetyheads.engine.measurement import Measurement
+from safetyheads.engine.prefixes import Prefixes
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.site import Site, Start, Variant
 from safetyheads.metrics import LastToken, kl_divergence
@@ -34,7 +35,7 @@ from safetyheads.models.blocks import Blocks
 from safetyheads.models.editing import editing
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.packing import Packing
-from safetyheads.models.replaying import BlockCall, SharedPrefix, mask_of
+from safetyheads.models.replaying import BlockCall, mask_of
 from safetyheads.models.streams import StreamEdit
 
 
@@ -47,9 +48,17 @@ class Kernel(Protocol):
         ...
 
     def finish(
-        self, rows: Rows, site: Site, variants: Sequence[Variant], given: AblateHeads | None
+        self,
+        rows: Rows,
+        site: Site,
+        variants: Sequence[Variant],
+        given: AblateHeads | None,
+        prefixes: Prefixes | None = None,
     ) -> LastToken:
-        """The outputs of every (variant, prompt) row, with what is given ablated in all of them."""
+        """The outputs of every (variant, prompt) row, with what is given ablated in all of them.
+
+        `prefixes` has what these variants' prefixes left behind, if they were run before, and gets it otherwise.
+        """
         ...
 
 
@@ -63,7 +72,12 @@ class Whole:
         return LastToken(states, lambda _: logits)
 
     def finish(
-        self, rows: Rows, site: Site, variants: Sequence[Variant], given: AblateHeads | None
+        self,
+        rows: Rows,
+        site: Site,
+        variants: Sequence[Variant],
+        given: AblateHeads | None,
+        prefixes: Prefixes | None = None,
     ) -> LastToken:
         parts = []
         for variant in variants:
@@ -93,7 +107,12 @@ class Padded:
         return LastToken(states[: len(rows.prompts)].clone(), rows.model.unembed)
 
     def finish(
-        self, rows: Rows, site: Site, variants: Sequence[Variant], given: AblateHeads | None
+        self,
+        rows: Rows,
+        site: Site,
+        variants: Sequence[Variant],
+        given: AblateHeads | None,
+        prefixes: Prefixes | None = None,
     ) -> LastToken:
         starts = [variant.start(site) for variant in variants]
         if len({start.attn_out is None for start in starts}) > 1:
@@ -115,7 +134,9 @@ class Padded:
             flying += [e for e in given.in_flight(site).z_edits if e.layer > above]
         edits = _Edits(starts, len(starts), frozenset(edit.layer for edit in flying))
         with editing(rows.model, flying):
-            state = self._run(rows, site.layer, resid, torch.stack(outs) if outs else None, edits)
+            out = torch.stack(outs) if outs else None
+            kept = prefixes if not flying and _shared(rows, resid, out) else None
+            state = self._run(rows, site.layer, resid, out, edits, kept)
         return LastToken(state, rows.model.unembed)
 
     def _run(
@@ -125,39 +146,42 @@ class Padded:
         resid: Float[Tensor, "variant prompt pos d_model"],
         attn_out: Float[Tensor, "variant prompt pos d_model"] | None,
         edits: "_Edits",
+        prefixes: Prefixes | None = None,
     ) -> Float[Tensor, "row d_model"]:
-        """The last token's final states, run from a layer on."""
+        """The last token's final states, run from a layer on; `prefixes` only where the prefix is shared."""
         model = rows.model
         cut, top = _shared(rows, resid, attn_out), model.n_layers - 1
+        prefixes = Prefixes() if prefixes is None else prefixes
+        first = cut if not prefixes.known else 0
         calls = rows.suffix_calls if cut else rows.calls
         fold = partial(rearrange, pattern="variant prompt pos d -> (variant prompt) pos d")
         tail, tail_out = fold(resid[:, :, cut:]), None
-        head, head_out = (resid[:, 0, :cut] if cut else tail), None
+        head, head_out = (resid[:, 0, :cut] if first else tail), None
         if attn_out is not None:
             tail_out = fold(attn_out[:, :, cut:])
-            head_out = attn_out[:, 0, :cut] if cut else tail_out
+            head_out = attn_out[:, 0, :cut] if first else tail_out
         last = rows.lengths - 1 - cut
         for at in range(layer, top + 1):
             kernel = "hooked" if at in edits.hooked else self.attention
-            cache = SharedPrefix() if cut else None
+            cache = prefixes.at(at) if cut else None
             if at > layer or attn_out is None:
-                if cut:
+                if first:
                     head = edits.at(at, "resid_pre", head)
                 tail = edits.at(at, "resid_pre", tail, last)
             if at == top or edits.wants(at, "attn_out"):
                 # Of the last block all tokens' keys and values are needed, and the rest for one token.
                 attend = partial(Blocks(model).attend, kernel=kernel)
                 if tail_out is None:
-                    if cut:
+                    if first:
                         head_out = attend(at, head, rows.prefix_calls[at], cache=cache)
                     tail_out = attend(at, tail, calls[at], cache=cache)
-                if cut and head_out is not None:
+                if first and head_out is not None:
                     head_out = edits.at(at, "attn_out", head_out)
                 tail_out = edits.at(at, "attn_out", tail_out, last)
             if at == top:
                 break
             run = partial(Blocks(model).run, kernel=kernel)
-            if cut:
+            if first:
                 head = run(at, head, rows.prefix_calls[at], cache=cache, attn_out=head_out)
                 head = edits.at(at, "resid_post", head)
             tail = run(at, tail, calls[at], cache=cache, attn_out=tail_out)
@@ -192,24 +216,28 @@ class Packed(Padded):
         resid: Float[Tensor, "variant prompt pos d_model"],
         attn_out: Float[Tensor, "variant prompt pos d_model"] | None,
         edits: "_Edits",
+        prefixes: Prefixes | None = None,
     ) -> Float[Tensor, "row d_model"]:
         if edits.hooked:
             return super()._run(rows, layer, resid, attn_out, edits)
         model, top = rows.model, rows.model.n_layers - 1
-        packing, calls = packed_calls(rows, _shared(rows, resid, attn_out))
+        known = prefixes is not None and prefixes.known
+        packing, calls = packed_calls(rows, _shared(rows, resid, attn_out), known=known)
         run = partial(Blocks(model).run, kernel="packed")
         packed = packing.pack(resid)
         packed_out = None if attn_out is None else packing.pack(attn_out)
         for at in range(layer, top + 1):
+            cache = None if prefixes is None else prefixes.at(at)
             if at > layer or attn_out is None:
                 packed = edits.at(at, "resid_pre", packed, packing.last)
             if at == top or edits.wants(at, "attn_out"):
                 if packed_out is None:
-                    packed_out = Blocks(model).attend(at, packed, calls[at], kernel="packed")
+                    attend = partial(Blocks(model).attend, kernel="packed")
+                    packed_out = attend(at, packed, calls[at], cache=cache)
                 packed_out = edits.at(at, "attn_out", packed_out, packing.last)
             if at == top:
                 break
-            packed = run(at, packed, calls[at], attn_out=packed_out)
+            packed = run(at, packed, calls[at], cache=cache, attn_out=packed_out)
             packed = edits.at(at, "resid_post", packed, packing.last)
             packed_out = None
         outs = [packed, packed_out] if packed_out is not None else []
@@ -261,11 +289,13 @@ class _Edits:
         return states
 
 
-def packed_calls(rows: Rows, cut: int) -> tuple[Packing, list[BlockCall]]:
-    """How prompts are packed behind `cut` shared tokens, and the blocks' calls for that."""
-    if cut not in rows.packings:
-        firsts: Sequence[BlockCall | None] = rows.prefix_calls if cut else [None] * len(rows.calls)
+def packed_calls(rows: Rows, cut: int, *, known: bool = False) -> tuple[Packing, list[BlockCall]]:
+    """How prompts are packed behind `cut` shared tokens, which were run before if `known`, and the blocks' calls."""
+    if (cut, known) not in rows.packings:
+        none = [None] * len(rows.calls)
+        firsts: Sequence[BlockCall | None] = rows.prefix_calls if cut and not known else none
         rests = rows.suffix_calls if cut else rows.calls
+        packed, behind = (0, cut) if known else (cut, 0)
         # Layers may differ in their masks (sliding windows), not in where the tokens stand.
         by_mask: dict[tuple[int, ...], Packing] = {}
         calls = []
@@ -273,10 +303,10 @@ def packed_calls(rows: Rows, cut: int) -> tuple[Packing, list[BlockCall]]:
             both = [call for call in (first, rest) if call is not None]
             masks = tuple(id(mask_of((*call.args, *call.kwargs.values()))) for call in both)
             if masks not in by_mask:
-                by_mask[masks] = Packing(rows.lengths - cut, cut, first, rest)
+                by_mask[masks] = Packing(rows.lengths - cut, packed, first, rest, behind)
             calls.append(by_mask[masks].call(first, rest))
-        rows.packings[cut] = next(iter(by_mask.values())), calls
-    return rows.packings[cut]
+        rows.packings[cut, known] = next(iter(by_mask.values())), calls
+    return rows.packings[cut, known]
 
 
 def _shared(rows: Rows, resid: Tensor, attn_out: Tensor | None) -> int:

@@ -13,7 +13,7 @@ layers or variants, and vocabulary enters only through the rows of one batch. Be
 one undisturbed pass and one variant of each kind against the model's own forward pass (`fastest`).
 """
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -24,7 +24,8 @@ from torch import Tensor
 from safetyheads.engine.climb import Rows, all_rows, climb, in_order, needs_of, references_of
 from safetyheads.engine.kernels import Kernel, Whole, fastest
 from safetyheads.engine.measurement import Measurement
-from safetyheads.interventions.site import Variant
+from safetyheads.engine.prefixes import KeptPrefixes
+from safetyheads.interventions.site import Reference, Variant
 from safetyheads.metrics import LastToken
 from safetyheads.storage.store import layer_key, layer_readings
 
@@ -71,34 +72,59 @@ def sweep(
             progress(len(numbers) * len(batch))
     groups = all_rows(model, batch, rows)
     kernel = fastest(measurement, groups, variants)
-    untouched = [_baseline(kernel, some) for some in groups]
-    baseline = in_order(groups, [measurement.metric.read(last, last) for last in untouched])
     missing = {
         layer: [variants[n] for n in numbers]
         for layer, numbers in by_layer.items()
         if layer not in known
     }
     references = references_of(groups, variants, measurement.given) if missing else {}
-    needs = {layer: needs_of(some) for layer, some in missing.items()}
-    sites = climb(groups, needs, measurement.given, references)
+    for layer, readings in read_layers(measurement, kernel, groups, missing, references, progress):
+        known[layer] = readings
+        if store is not None:
+            store[layer_key(layer)] = readings
+    order = torch.tensor([n for numbers in by_layer.values() for n in numbers])
+    readings = torch.cat([known[layer] for layer in by_layer])
+    return Swept(readings[order.argsort()], kernel != Whole())
+
+
+def read_layers(
+    measurement: Measurement,
+    kernel: Kernel,
+    groups: Sequence[Rows],
+    variants: Mapping[int, Sequence[Variant]],
+    references: Mapping[int, Reference],
+    progress: Callable[[int], object],
+    kept: KeptPrefixes | None = None,
+) -> Iterator[tuple[int, Float[Tensor, "variant *reading"]]]:
+    """The readings of the variants of each layer on the prompts of `groups`, low layers first.
+
+    `kept` has the prefixes of variants that ran other prompts before, and gets those that are run here.
+    """
+    metric, given = measurement.metric, measurement.given
+    untouched = [_baseline(kernel, some) for some in groups]
+    baseline = in_order(groups, [metric.read(last, last) for last in untouched])
+    needs = {layer: needs_of(some) for layer, some in variants.items()}
+    sites = climb(groups, needs, given, references)
     for layer, of_layer in groupby(sites, lambda place: place[1].layer):
         parts = []
         for (some, site), last in zip(of_layer, untouched, strict=True):
             # A vocabulary is large: of the untouched outputs only the states are kept from layer to layer.
             base = LastToken(last.state, last.unembed)
             passes = []
-            for together in _evenly(missing[layer], some.width):
-                ablated = kernel.finish(some, site, together, measurement.given)
+            for together in _evenly(variants[layer], some.width):
+                if kept is None:
+                    ablated = kernel.finish(some, site, together, given)
+                else:
+                    prefixes = kept.together(together)
+                    ablated = kernel.finish(some, site, together, given, prefixes)
+                    # Of one prompt alone it would not be seen that others have another prefix.
+                    if len(some.prompts) > 1:
+                        kept.keep(together, prefixes)
                 passes.append(_read(measurement, ablated, base, together))
                 progress(len(together) * len(some.prompts))
             parts.append(torch.cat(passes).transpose(0, 1))
         in_batch = in_order(groups, parts).transpose(0, 1)
-        known[layer] = measurement.metric.gather(in_batch, baseline).cpu()
-        if store is not None:
-            store[layer_key(layer)] = known[layer]
-    order = torch.tensor([n for numbers in by_layer.values() for n in numbers])
-    readings = torch.cat([known[layer] for layer in by_layer])
-    return Swept(readings[order.argsort()], kernel != Whole())
+        yield layer, metric.gather(in_batch, baseline).cpu()
 
 
 def _require(measurement: Measurement, variants: Sequence[Variant]) -> None:

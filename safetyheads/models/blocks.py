@@ -19,6 +19,7 @@ from safetyheads.models.attention import (
     sink_scores,
 )
 from safetyheads.models.hooked import HookedModel
+from safetyheads.models.outside import outside
 from safetyheads.models.packing import attention_gives, block_beneath, packed
 from safetyheads.models.replaying import (
     BlockCall,
@@ -103,7 +104,7 @@ class Blocks:
         `kernel` is one of `kernels`; only `hooked` has the hook points.
         """
         block, attention = self.modules(layer, kernel)
-        with packed(attention, call.packing), attention_gives(attention, attn_out):
+        with packed(attention, call.packing, cache), attention_gives(attention, attn_out):
             return first_of(replay(block, resid, call, cache))
 
     def attend(
@@ -126,7 +127,7 @@ class Blocks:
         block, attention = self.modules(layer, kernel)
         handle = attention.register_forward_hook(stop)
         try:
-            with packed(attention, call.packing):
+            with packed(attention, call.packing, cache):
                 replay(block, resid, call, cache)
         except Reached as reached:
             return reached.args[0]
@@ -204,9 +205,9 @@ class Blocks:
     ) -> Float[Tensor, "*row d_model"]:
         """What a change of one head's z adds to the attention output: z W_O, without the bias."""
         projection = self._projection(layer)
-        if type(projection) in PLAIN:
+        if type(projection) in PLAIN and not outside(projection):
             return z @ self.model.bridge.blocks[layer].attn.W_O[head].to(z.dtype)
-        # An adapter, or weights that are packed: the module itself says what it makes of one head's z.
+        # An adapter, a hook, or weights that are packed: the module itself says what it makes of one head's z.
         width = self.model.n_heads * self.model.d_head
         place = slice(head * self.model.d_head, (head + 1) * self.model.d_head)
         wide = z.new_zeros(*z.shape[:-1], width)
@@ -233,6 +234,8 @@ class Blocks:
         """How a block can be run, fastest first: the plain block beneath the bridge with PyTorch's fused attention, its
         rows packed without padding (calls with a `Packing`); the same, rows padded; with eager attention; the bridge's
         own with its hook points."""
+        if outside(self.model.hf):  # only this one runs the caller's hooks
+            return ("hooked",)
         # Fused attention has no place for soft-capping and leaves it out without a word.
         fused = getattr(self.model.hf, "_supports_sdpa", False) and not self.model.score_softcap
         if not fused:

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from safetyheads.models.replaying import BlockCall, visible_keys
+from safetyheads.models.outside import is_callers
+from safetyheads.models.replaying import BlockCall, SharedPrefix, visible_keys
 
 
 class Packing:
@@ -22,11 +23,20 @@ class Packing:
     """
 
     def __init__(
-        self, lengths: Int[Tensor, " prompt"], prefix: int, first: BlockCall | None, rest: BlockCall
+        self,
+        lengths: Int[Tensor, " prompt"],
+        prefix: int,
+        first: BlockCall | None,
+        rest: BlockCall,
+        behind: int = 0,
     ) -> None:
-        """`lengths` are the prompts' without the prefix; `first` and `rest` are recorded calls on prefix and rest."""
+        """`lengths` are the prompts' without the prefix; `first` and `rest` are recorded calls on prefix and rest.
+
+        `behind` tokens of a prefix were run before: their keys and values are stored, and they are not packed.
+        """
         device, longest = lengths.device, int(lengths.max())
         self.prompts, self.prefix, self.longest = len(lengths), prefix, longest
+        self.behind = behind
         positions = torch.arange(longest, device=device)
         self.kept = (positions < lengths[:, None]).flatten().nonzero()[:, 0]
         """Where each packed token stands among the padded rows."""
@@ -42,7 +52,7 @@ class Packing:
             else visible_keys((*call.args, *call.kwargs.values()), queries, keys, device)[:, None]
             for call, queries, keys in (
                 (first, prefix, prefix),
-                (rest, longest, prefix + longest),
+                (rest, longest, behind + prefix + longest),
             )
         )
         self.attended = False
@@ -50,8 +60,8 @@ class Packing:
     def pack(
         self, rows: Float[Tensor, "variant prompt pos d"]
     ) -> Float[Tensor, "variant packed d"]:
-        """The prefix once, then all prompts without it and without padding."""
-        rest = rows[:, :, self.prefix :].flatten(1, 2)[:, self.kept]
+        """The prefix once, unless it was run before; then all prompts without it and without padding."""
+        rest = rows[:, :, self.behind + self.prefix :].flatten(1, 2)[:, self.kept]
         return torch.cat([rows[:, 0, : self.prefix], rest], 1) if self.prefix else rest
 
     def call(self, first: BlockCall | None, rest: BlockCall) -> BlockCall:
@@ -83,12 +93,20 @@ class Packing:
         key: Float[Tensor, "variant kv packed d_head"],
         value: Float[Tensor, "variant kv packed d_head"],
         scale: float | None,
+        cache: SharedPrefix | None = None,
     ) -> Float[Tensor, "variant packed head d_head"]:
-        """Attention of the prefix to itself and of each prompt to the prefix and itself."""
+        """Attention of the prefix to itself and of each prompt to the prefix and itself.
+
+        `cache` has the prefix's keys and values where they were run before, and gets them where they are run now.
+        """
         self.attended = True
-        copies = query.shape[1] // key.shape[1]
-        key, value = (t.repeat_interleave(copies, 1) for t in (key, value))
-        cut = self.prefix
+        cut, copies = self.prefix, query.shape[1] // key.shape[1]
+        before = key[:, :, :cut], value[:, :, :cut]
+        if cache is not None and cache.stored is not None:
+            before = cache.stored
+        elif cache is not None and cut:
+            cache.stored = before[0].contiguous(), before[1].contiguous()
+        key, value, *prefix = (t.repeat_interleave(copies, 1) for t in (key, value, *before))
 
         def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
             out = nn.functional.scaled_dot_product_attention(
@@ -97,8 +115,8 @@ class Packing:
             return out.transpose(1, 2)
 
         keys, values = (
-            torch.cat([t[:, :, :cut].repeat_interleave(self.prompts, 0), self._rows(t)], 2)
-            for t in (key, value)
+            torch.cat([first.repeat_interleave(self.prompts, 0), self._rows(t)], 2)
+            for first, t in zip(prefix, (key, value), strict=True)
         )
         rows = attention(self._rows(query), keys, values, self.masks[1])
         rest = rows.unflatten(0, (len(query), -1)).flatten(1, 2)[:, self.kept]
@@ -124,8 +142,9 @@ def packed_attention(
     **_options: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in a block that is run with a `Packing`."""
-    packing: Any = module.packing
-    return packing.attend(query, key, value, scaling), None
+    laid_out: Any = module.packing
+    packing, cache = laid_out
+    return packing.attend(query, key, value, scaling, cache), None
 
 
 def block_beneath(block: Any, kernel: str) -> tuple[nn.Module, nn.Module]:
@@ -139,22 +158,49 @@ def block_beneath(block: Any, kernel: str) -> tuple[nn.Module, nn.Module]:
     return plain_twin(block, kernel, twins), twins[block.attn]
 
 
-def plain_twin(module: nn.Module, kernel: str, twins: dict[nn.Module, nn.Module]) -> nn.Module:
+def plain_twin(
+    module: nn.Module, kernel: str, twins: dict[nn.Module, nn.Module], *, hooks: bool = False
+) -> nn.Module:
     """A module as it was before the bridge wrapped it, with attention by `kernel`, on the same weights; `twins` gets
-    every module's."""
+    every module's. With `hooks`, those that the caller set are on it."""
     wrapped = innermost(module)
-    twin = copy.copy(wrapped)
-    # A forward that accelerate once replaced is left bound to the module that it came from.
-    if getattr(vars(twin).get("forward"), "__self__", None) is wrapped:
-        del vars(twin)["forward"]
-    twin._modules = {n: m and plain_twin(m, kernel, twins) for n, m in wrapped._modules.items()}
+    twin: nn.Module = object.__new__(
+        type(wrapped)
+    )  # copy.copy refuses a module with parametrizations
+    vars(twin).update(vars(wrapped))
+    # A forward that accelerate or the caller replaced is left bound to the module that it came from.
+    own: Any = vars(twin).get("forward")
+    if getattr(own, "__self__", None) is wrapped:
+        vars(twin)["forward"] = own.__func__.__get__(twin)
+    twin._modules = {
+        n: m and plain_twin(m, kernel, twins, hooks=hooks) for n, m in wrapped._modules.items()
+    }
     twin._forward_hooks = type(wrapped._forward_hooks)()
+    if hooks:
+        _take_hooks(module, twin)
     if (config := getattr(twin, "config", None)) is not None:
-        own: Any = copy.copy(config)
-        own._attn_implementation = kernel
-        twin.config = own
+        own_config: Any = copy.copy(config)
+        own_config._attn_implementation = kernel
+        twin.config = own_config
     twins[module] = twin
     return twin
+
+
+def _take_hooks(module: Any, twin: nn.Module) -> None:
+    """Set on a twin what the caller set on the module that the bridge wrapped, or on the wrapper."""
+    layers, inner = [module], innermost(module)
+    while layers[-1] is not inner:
+        layers.append(layers[-1].original_component)
+    twin._forward_pre_hooks = type(twin._forward_pre_hooks)()
+    for layer in reversed(layers):
+        for number, hook in layer._forward_pre_hooks.items():
+            if is_callers(hook):
+                kwargs = number in layer._forward_pre_hooks_with_kwargs
+                twin.register_forward_pre_hook(hook, with_kwargs=kwargs)
+        for number, hook in layer._forward_hooks.items():
+            if is_callers(hook):
+                kwargs = number in layer._forward_hooks_with_kwargs
+                twin.register_forward_hook(hook, with_kwargs=kwargs)
 
 
 def innermost(module: Any) -> Any:
@@ -167,12 +213,14 @@ def innermost(module: Any) -> Any:
 
 
 @contextlib.contextmanager
-def packed(attention: nn.Module, packing: Packing | None) -> Iterator[None]:
-    """Within the context, the attention of a twin knows how its positions are laid out."""
+def packed(
+    attention: nn.Module, packing: Packing | None, cache: SharedPrefix | None = None
+) -> Iterator[None]:
+    """Within the context, the attention of a twin knows how its positions are laid out, and behind which prefix."""
     if packing is None:
         yield
         return
-    vars(attention)["packing"] = packing
+    vars(attention)["packing"] = packing, cache
     try:
         yield
     finally:

@@ -30,18 +30,19 @@ class SharedPrefix:
     It stands where the model expects its cache and offers the one method that attention calls on it.
     """
 
-    def __init__(self) -> None:
-        self._stored: tuple[Tensor, Tensor] | None = None
+    def __init__(self, stored: tuple[Tensor, Tensor] | None = None) -> None:
+        """`stored` has a prefix that was run before."""
+        self.stored = stored
 
     def update(
         self, keys: Tensor, values: Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store on the first call (the prefix); prepend what is stored on the second (the suffixes)."""
-        if self._stored is None:
-            self._stored = keys, values
+        if self.stored is None:
+            self.stored = keys, values
             return keys, values
-        copies = len(keys) // len(self._stored[0])
-        prefix_keys, prefix_values = (t.repeat_interleave(copies, dim=0) for t in self._stored)
+        copies = len(keys) // len(self.stored[0])
+        prefix_keys, prefix_values = (t.repeat_interleave(copies, dim=0) for t in self.stored)
         return torch.cat([prefix_keys, keys], dim=-2), torch.cat([prefix_values, values], dim=-2)
 
 

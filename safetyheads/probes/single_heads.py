@@ -8,7 +8,7 @@ was followed; the template is the caller's choice, since the code uses three.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,10 +25,16 @@ from safetyheads.inputs import Inputs, Side, Source, prepare
 from safetyheads.interventions.ablations import Ablation, as_ablations, describe
 from safetyheads.metrics import LastToken, Metric, as_metric
 from safetyheads.progress import bar
-from safetyheads.screening.audit import Method, Screened, as_method
+from safetyheads.screening.audit import Screened
 from safetyheads.screening.estimates import estimate_heads
+from safetyheads.screening.methods import Method, as_method, describe_method
+from safetyheads.screening.race import Raced
+from safetyheads.screening.raced import race_heads
 from safetyheads.screening.screened import score_screened
 from safetyheads.storage.store import store_name
+
+DIRECTIONS = Screened().directions
+"""Passes backward of the estimate that goes beside a race."""
 
 
 def score_heads(
@@ -47,9 +53,11 @@ def score_heads(
     `model` and `prompts` are whatever `load_model` and `load_prompts` take. `ablation` and `metric` are values or
     their names, by default `UndifferentiatedAttention()` and `Ships()`. `side` says which prompts of the set are
     scored. `template` is "chat", "bare", "query" or a string with `{q}`; by default "chat" where the tokenizer has a
-    chat template, else "bare". `method` is "exact", or "screened" (or `Screened(...)`): all heads are estimated, the
-    best are run exactly, and so is a random sample of the others; `HeadScores.exact` says which scores are exact,
-    `HeadScores.audit` what may be missed. `execution` says how the sweep runs.
+    chat template, else "bare". `method` is "exact"; or "raced" (or `Raced(...)`): all heads are run on a few prompts,
+    and those that may still be among the top on more and more, the last ones on all; or "screened" (or
+    `Screened(...)`): all heads are estimated, the best are run exactly, and so is a random sample of the others.
+    `HeadScores.exact` says which scores are exact, `HeadScores.race` and `HeadScores.audit` what may be missed.
+    `execution` says how the sweep runs.
 
     Raises ValueError for input that cannot be scored, and what `load_model` and `load_prompts` raise.
     """
@@ -59,23 +67,68 @@ def score_heads(
 
 
 def score_measurements(
-    measurements: Sequence[Measurement], methods: Sequence[Screened | None], execution: Execution
+    measurements: Sequence[Measurement],
+    methods: Sequence[Raced | Screened | None],
+    execution: Execution,
 ) -> tuple[HeadScores, ...]:
     """Score every head under measurements that differ in their ablation only, each with its own method.
 
-    Those that are screened share one screen, of as many directions as the first one wants.
+    Those that want a linear estimate share one, of as many directions as the first one wants; where one of them wants
+    it of each prompt, all get it.
     """
-    screened = [m for m, how in zip(measurements, methods, strict=True) if how is not None]
-    estimates = {}
-    if screened:
-        directions = next(how.directions for how in methods if how is not None)
-        found = _estimate(screened, directions, execution.progress)
-        estimates = {id(m): estimate for m, estimate in zip(screened, found, strict=True)}
-    return tuple(
-        _score_exactly(m, execution)
-        if how is None
-        else _score_screened(m, how, estimates[id(m)], execution)
+    wanting = [
+        (m, how)
         for m, how in zip(measurements, methods, strict=True)
+        if isinstance(how, Screened) or (isinstance(how, Raced) and how.covariate)
+    ]
+    estimates: dict[int, Tensor] = {}
+    if wanting:
+        each = any(isinstance(how, Raced) for _, how in wanting)
+        directions = next(
+            (how.directions for _, how in wanting if isinstance(how, Screened)), DIRECTIONS
+        )
+        found = _estimate([m for m, _ in wanting], directions, execution.progress, each_prompt=each)
+        estimates = {id(m): one for (m, _), one in zip(wanting, found, strict=True)}
+
+    def scored(measurement: Measurement, how: Raced | Screened | None) -> HeadScores:
+        if how is None:
+            return _score_exactly(measurement, execution)
+        estimate = estimates.get(id(measurement))
+        if isinstance(how, Raced):
+            return race_heads(measurement, how, execution, estimate)
+        if estimate is None:
+            raise RuntimeError("a screen without an estimate")
+        mean = estimate.mean(-1) if estimate.ndim > 2 else estimate
+        return _score_screened(measurement, how, mean, execution)
+
+    return tuple(scored(m, how) for m, how in zip(measurements, methods, strict=True))
+
+
+def score_some(measurement: Measurement, heads: Sequence[Head], execution: Execution) -> HeadScores:
+    """Score some heads exactly, and no others: their scores are NaN, and none is called exact."""
+    chosen = sorted(heads)
+    swept = run(measurement, measurement.variants(chosen), execution)
+    model, metric = measurement.inputs.model, measurement.metric
+    exact = torch.zeros(model.n_layers, model.n_heads, dtype=torch.bool)
+    exact[tuple(torch.tensor(chosen).T)] = True
+    values, per_prompt = metric.score(swept.readings)
+
+    def grid(rows: Tensor) -> Tensor:
+        whole = torch.full((*exact.shape, *rows.shape[1:]), torch.nan, dtype=rows.dtype)
+        whole[exact] = rows
+        return whole
+
+    manifest = measurement.manifest(execution, heads=[str(head) for head in chosen])
+    return HeadScores(
+        values=grid(values),
+        per_prompt=None if per_prompt is None else grid(per_prompt),
+        readings=None if per_prompt is not None else grid(swept.readings),
+        ablation=manifest["ablation"]["name"],
+        metric=metric.name,
+        unit=metric.unit,
+        largest_first=metric.largest_first,
+        provenance={**manifest, "engine": "resumed" if swept.exact_resume else "plain"},
+        exact=exact,
     )
 
 
@@ -99,8 +152,7 @@ def _score_screened(
 
     metric = measurement.metric
     found = score_screened(estimates, metric, method, run_exactly)
-    used = {**asdict(method), "name": "screened", "include": [str(h) for h in method.include]}
-    manifest = measurement.manifest(execution, method=used)
+    manifest = measurement.manifest(execution, method=describe_method(method))
     return HeadScores(
         values=found.values,
         per_prompt=found.per_prompt,
@@ -140,8 +192,12 @@ def screen_heads(
 
 
 def _estimate(
-    measurements: Sequence[Measurement], directions: int, progress: bool | None
-) -> tuple[Float[Tensor, "layer head"], ...]:
+    measurements: Sequence[Measurement],
+    directions: int,
+    progress: bool | None,
+    *,
+    each_prompt: bool = False,
+) -> tuple[Float[Tensor, "layer head *prompt"], ...]:
     """Estimates for measurements that differ in their ablation only."""
     inputs, metric = measurements[0].inputs, measurements[0].metric
     ablations = [m.ablation for m in measurements if m.ablation is not None]
@@ -153,6 +209,7 @@ def _estimate(
             ablations,
             metric,
             directions=directions,
+            each_prompt=each_prompt,
             progress=shown.update,
         )
     return tuple(found)

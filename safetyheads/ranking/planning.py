@@ -1,7 +1,12 @@
 """What will a ranking cost, before anything is run?"""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from safetyheads.engine.cost import (
     calibrate,
@@ -12,9 +17,18 @@ from safetyheads.engine.cost import (
     screen_seconds,
 )
 from safetyheads.engine.execution import HERE, Execution
-from safetyheads.ranking.study import Study
-from safetyheads.screening.audit import as_method
+from safetyheads.engine.measurement import Measurement
+from safetyheads.probes.single_heads import DIRECTIONS
+from safetyheads.ranking.study import Opened, Study
+from safetyheads.screening.audit import Screened
+from safetyheads.screening.methods import as_method
+from safetyheads.screening.race import Raced, expected_passes
 from safetyheads.storage.results import load_result, save_result
+
+QUICK = 1e12
+"""Operations that are done before one has read how long they take."""
+SAID = 60.0
+"""Seconds from which on a ranking says what it takes."""
 
 
 @dataclass(frozen=True)
@@ -84,34 +98,44 @@ def plan(study: Study, execution: Execution = HERE) -> Plan:
     """Say what `rank` will cost, without running it.
 
     The calibration runs a few layers of one pass for each ablation. For a screened study the heads are those that the
-    screen runs exactly at least; an audit that finds large errors widens it. Executors divide the time by the number of
+    screen runs exactly at least; an audit that finds large errors widens it. For a race the passes are what such races
+    take, which depends on how far apart the heads are. Executors divide the time by the number of
     workers, at best.
 
     Raises what `rank` raises for its input.
     """
-    opened, rows, screened = study.open(), execution.rows, as_method(study.method)
+    opened, rows, method = study.open(), execution.rows, as_method(study.method)
     runs = [*opened.harmful, *opened.harmless]
     model, prompts = opened.model, opened.prompts
     n_heads = model.n_layers * model.n_heads
-    share = 1.0 if screened is None else min(1.0, screened.share + screened.audit)
+    shares = [_share(method, run, run in opened.harmful) for run in runs]
     paces = [calibrate(run, rows) for run in runs]
-    costs = [cost_of(run, rows, share, pace) for run, pace in zip(runs, paces, strict=True)]
+    costs = [
+        cost_of(run, rows, share.work, pace)
+        for run, share, pace in zip(runs, shares, paces, strict=True)
+    ]
     free = free_memory(model.device)
     memory = max(peak_memory(run, rows) for run in runs)
     fitting = [
         n for n in fewer_rows(rows, runs) if max(peak_memory(r, n) for r in runs) <= 0.9 * free
     ]
     seconds = sum(cost.seconds for cost in costs)
-    if screened is not None:
+    if isinstance(method, Screened) or (method is not None and method.covariate):
+        directions = method.directions if isinstance(method, Screened) else DIRECTIONS
         # The ablations of a side share one screen.
         each_side = slice(None, None, len(opened.harmful))
         for run, pace in zip(runs[each_side], paces[each_side], strict=True):
-            seconds += screen_seconds(run, screened.directions, pace)
+            seconds += screen_seconds(run, directions, pace)
     return Plan(
         model=model.name,
-        heads=round(n_heads * share),
+        heads=round(n_heads * shares[0].heads),
         prompts=len(prompts.harmful) + len(prompts.harmless),
-        variants=round(share * n_heads * sum(len(run.inputs.batch) for run in runs)),
+        variants=round(
+            sum(
+                share.passes * n_heads * len(run.inputs.batch)
+                for share, run in zip(shares, runs, strict=True)
+            )
+        ),
         passes=sum(cost.passes for cost in costs),
         tokens=sum(cost.tokens for cost in costs),
         seconds=seconds,
@@ -121,6 +145,83 @@ def plan(study: Study, execution: Execution = HERE) -> Plan:
         rows=rows,
         fitting_rows=max(fitting, default=None),
     )
+
+
+def say_cost(study: Study, opened: Opened, execution: Execution) -> None:
+    """Say on standard error what a ranking takes, where it takes more than a minute and progress is shown."""
+    shown = sys.stderr.isatty() if execution.progress is None else execution.progress
+    runs, method = [*opened.harmful, *opened.harmless], as_method(study.method)
+    if not shown or execution.executor is not None or _operations(runs, method) < QUICK:
+        return
+    pace = calibrate(runs[0], execution.rows, times=1)
+
+    def seconds(method: Raced | Screened | None) -> float:
+        shares = [_share(method, run, run in opened.harmful).work for run in runs]
+        pairs = zip(runs, shares, strict=True)
+        return sum(cost_of(run, execution.rows, share, pace).seconds for run, share in pairs)
+
+    takes = seconds(method)
+    if takes < SAID:
+        return
+    name = "exact" if method is None else type(method).__name__.lower()
+    text = f"{opened.model.name}, {name}: about {_clock(takes)} on this machine as it is now"
+    raced = seconds(Raced(top_k=study.top_k))
+    if method is None and raced < 0.7 * takes:
+        text += f'; method="raced" gives the exact top {study.top_k} in about {_clock(raced)}'
+    from tqdm.auto import tqdm
+
+    tqdm.write(text, file=sys.stderr)
+
+
+def _operations(runs: Sequence[Measurement], method: Raced | Screened | None) -> float:
+    """About how many multiplications and additions runs take, without a calibration."""
+    total = 0.0
+    for run in runs:
+        model, batch = run.inputs.model, run.inputs.batch
+        rest = float(batch.lengths.sum()) - len(batch) * batch.prefix_length
+        weights = model.weights_size / torch.finfo(model.dtype).bits * 8
+        share = _share(method, run, harmful=True).work
+        total += weights * (batch.prefix_length + rest) * model.n_layers * model.n_heads * share
+    return total
+
+
+def _clock(seconds: float) -> str:
+    """Minutes and seconds.
+
+    >>> _clock(83.4)
+    '1:23'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"
+
+
+class _Share(NamedTuple):
+    """How much of an exact sweep a run is."""
+
+    heads: float
+    """Of all heads, those that are run at all."""
+    passes: float
+    """Of all (head, prompt) pairs."""
+    work: float
+    """Of all tokens: a head that is run on few prompts runs the prefix that they share all the same."""
+
+
+def _share(method: Raced | Screened | None, run: Measurement, harmful: bool) -> _Share:
+    """What is run, as far as it is known beforehand."""
+    if method is None:
+        return _Share(1.0, 1.0, 1.0)
+    if isinstance(method, Screened):
+        share = min(1.0, method.share + method.audit)
+        return _Share(share, share, share)
+    model, batch = run.inputs.model, run.inputs.batch
+    heads, count = model.n_layers * model.n_heads, len(batch)
+    if not harmful:
+        share = min(1.0, (1.2 * method.top_k + len(method.include)) / heads)
+        return _Share(share, share, share)
+    prefix = batch.prefix_length if count > 1 else 0
+    rest = float(batch.lengths.float().mean()) - prefix
+    passes = sum(expected_passes(method, heads, count)) / (heads * count)
+    return _Share(1.0, passes, (prefix + rest * count * passes) / (prefix + rest * count))
 
 
 def _gib(size: int) -> str:

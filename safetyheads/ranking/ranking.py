@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetyheads.engine.execution import HERE, Execution
+from safetyheads.engine.measurement import Measurement
 from safetyheads.evidence.specificity import (
     NullBand,
     Specificity,
@@ -28,10 +29,13 @@ from safetyheads.models.opening import random_copy
 from safetyheads.plots.heatmap import plot_head_heatmap
 from safetyheads.plots.scatter import plot_head_scatter
 from safetyheads.plots.writing import write_html
-from safetyheads.probes.single_heads import score_measurements
+from safetyheads.probes.single_heads import score_measurements, score_some
 from safetyheads.prompts import PromptSet
+from safetyheads.ranking.planning import say_cost
 from safetyheads.ranking.study import DEFAULT_ABLATIONS, DEFAULT_METRIC, Null, Study, require_top
-from safetyheads.screening.audit import Method, Screened, as_method
+from safetyheads.screening.audit import Screened
+from safetyheads.screening.methods import Method, as_method
+from safetyheads.screening.race import Raced
 from safetyheads.storage.files import write_whole
 from safetyheads.storage.records import is_record
 from safetyheads.storage.results import load_result, save_result
@@ -97,10 +101,9 @@ class Ranking:
             table = harmful.to_frame().assign(dataset=self.dataset, model=self.model)
             columns = {} if harmless is None else {"harmless_score": harmless.values.tolist()}
             if harmless is not None and harmless.exact is not None:
-                columns["harmless_kind"] = [
-                    ["exact" if exact else "estimated" for exact in row]
-                    for row in harmless.exact.tolist()
-                ]
+                kinds = ["estimated", "exact", "not run"]
+                which = harmless.exact.long() + 2 * harmless.values.isnan()
+                columns["harmless_kind"] = [[kinds[n] for n in row] for row in which.tolist()]
             if found is not None and band is not None:
                 columns |= {
                     "specificity": found.values.tolist(),
@@ -224,13 +227,12 @@ def rank(study: Study, execution: Execution = HERE) -> Ranking:
     Raises ValueError for a study that cannot be asked, and what `load_model` and `load_prompts` raise.
     """
     opened = study.open()
-    methods: list[Screened | None] = [as_method(study.method)] * len(opened.harmful)
-    harmful = score_measurements(opened.harmful, methods, execution)
+    say_cost(study, opened, execution)
+    method = as_method(study.method)
+    harmful = score_measurements(opened.harmful, [method] * len(opened.harmful), execution)
     harmless: Sequence[HeadScores | None] = (None,) * len(harmful)
     if opened.harmless:
-        # A screened run scores the same heads beside, and searches for no others.
-        beside = [how and how.only(_run(s)) for how, s in zip(methods, harmful, strict=True)]
-        harmless = score_measurements(opened.harmless, beside, execution)
+        harmless = _beside(opened.harmless, harmful, method, execution)
     random = None
     if study.null == "random_init":
         random = rank(study.of(random_copy(opened.model), opened.prompts), _staying(execution))
@@ -245,7 +247,21 @@ def rank(study: Study, execution: Execution = HERE) -> Ranking:
     )
 
 
-def _run(scores: HeadScores) -> list[Head]:
+def _beside(
+    harmless: Sequence[Measurement],
+    harmful: Sequence[HeadScores],
+    method: Raced | Screened | None,
+    execution: Execution,
+) -> Sequence[HeadScores]:
+    """The harmless prompts' scores: where not all heads are exact, of the same heads, and no others are looked for."""
+    if isinstance(method, Raced):
+        pairs = zip(harmless, harmful, strict=True)
+        return [score_some(measurement, _exact(scores), execution) for measurement, scores in pairs]
+    only = [method and method.only(_exact(scores)) for scores in harmful]
+    return score_measurements(harmless, only, execution)
+
+
+def _exact(scores: HeadScores) -> list[Head]:
     """The heads that were run exactly."""
     places = [] if scores.exact is None else scores.exact.nonzero().tolist()
     return [Head(*place) for place in places]

@@ -3,13 +3,12 @@
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from safetyheads.choices import unknown
 from safetyheads.engine.measurement import Measurement, measure
-from safetyheads.heads import parse_heads
 from safetyheads.inputs import prepare
 from safetyheads.interventions.ablations import (
     Ablation,
@@ -22,11 +21,13 @@ from safetyheads.metrics import Metric, RefusalShift, as_metric
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.opening import load_model
 from safetyheads.prompts import PromptSet, load_prompts
-from safetyheads.screening.audit import Method, Screened, as_method
+from safetyheads.screening.methods import Method, as_method, describe_method, read_method
 from safetyheads.storage.files import write_whole
 
 DEFAULT_ABLATIONS: tuple[Ablation, ...] = (UndifferentiatedAttention(), ScalingContribution())
 DEFAULT_METRIC = RefusalShift()
+OF_PROMPTS = ("prompts", "harmless", "column", "label", "encoding", "path")
+"""What `load_prompts` takes."""
 Null = Literal["labels", "layer", "random_init"]
 """What heads must rise above not to be drawn grey."""
 
@@ -56,8 +57,9 @@ class Study:
 
     model: Any
     """A name, Hub id, folder, `.gguf` file, `(model, tokenizer)` of Hugging Face, TransformerBridge or HookedModel."""
-    dataset: PromptSet | Sequence[str] | str | Path
-    """A name such as "builtin" or "jailbreakbench", a file, a list of strings, or a PromptSet."""
+    dataset: PromptSet | Sequence[str] | str | Path | Mapping[str, Any]
+    """A name such as "builtin" or "jailbreakbench", a file, a list of strings, a PromptSet, or `prompts` with what else
+    `load_prompts` takes: `{"prompts": "bad.txt", "harmless": "good.txt"}`."""
     ablations: Ablation | str | Sequence[Ablation | str] = DEFAULT_ABLATIONS
     """What is done to each head; a tuple of values once the study is made."""
     metric: Metric | str = DEFAULT_METRIC
@@ -68,15 +70,22 @@ class Study:
     limit: int | None = None
     """Keeps the first prompts only, spread over the categories."""
     method: Method | None = None
-    """None, or "exact": every head is run. `Screened(...)`, or "screened": those that are likely to be among the top,
-    and on the harmless prompts the same; the rest is estimated and marked so."""
+    """None, or "exact": every head is run. `Raced(...)`, or "raced": all on a few prompts, and those that may still be
+    among the top on more. `Screened(...)`, or "screened": those that a linear estimate finds likely. On the harmless
+    prompts the heads that are exact are run; the rest is estimated and marked so."""
     null: Null = "labels"
     """"labels" (relabelled prompts), "layer" (the other heads of the layer) or "random_init" (a copy of the model with
     random weights, which is scored too and takes as long)."""
     top_k: int = 10
-    """How many heads are shown, and whose recall a screen estimates."""
+    """How many heads are shown, raced for, and whose recall a screen estimates."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.dataset, Mapping):
+            for name in self.dataset:
+                if name not in OF_PROMPTS:
+                    raise unknown("a field of the dataset", name, OF_PROMPTS)
+            if "prompts" not in self.dataset:
+                raise ValueError("the dataset names no prompts; give a name or a file as prompts")
         ablations = as_ablations(self.ablations)
         names = [ablation.name for ablation in ablations]
         if len(set(names)) < len(names):
@@ -87,14 +96,12 @@ class Study:
         settled = {
             "ablations": ablations,
             "metric": as_metric(self.metric),
-            "method": as_method(self.method),
         }
         for name, low in (("top_k", None), ("limit", 1)):
             number = getattr(self, name)
             if number is not None and (type(number) is not int or (low and number < low)):
                 raise ValueError(f"{name} is {number!r}; it must be a whole number of at least 1")
-        if isinstance(self.method, str) and settled["method"] is not None and self.top_k >= 1:
-            settled["method"] = Screened(top_k=self.top_k)
+        settled["method"] = as_method(self.method, top_k=self.top_k)
         if self.null not in get_args(Null):
             raise ValueError(
                 f"null is {self.null!r}; it must be one of {', '.join(get_args(Null))}"
@@ -102,13 +109,20 @@ class Study:
         for name, value in settled.items():
             object.__setattr__(self, name, value)
 
+    def read(self) -> PromptSet:
+        """The prompts, all of them; raises what `load_prompts` raises."""
+        if not isinstance(self.dataset, Mapping):
+            return load_prompts(self.dataset)
+        given = {**self.dataset}
+        return load_prompts(given.pop("prompts"), **given)
+
     def open(self) -> Opened:
         """Open the model, read the prompts and tokenise each side once.
 
         Raises ValueError for a top larger than the model or a null that needs harmless prompts where there are none,
         and what `load_model` and `load_prompts` raise.
         """
-        prompts = load_prompts(self.dataset)
+        prompts = self.read()
         if self.null == "random_init" and not prompts.harmless:
             raise ValueError(
                 f"null='random_init' compares harmful with harmless prompts, and {prompts.name} has no harmless ones"
@@ -134,22 +148,22 @@ class Study:
         lines = []
         for name, what in (("model", "load_model"), ("dataset", "load_prompts")):
             value = getattr(self, name)
-            if not isinstance(value, str | Path):
+            if name == "dataset" and isinstance(value, Mapping):
+                named = all(isinstance(one, str | Path | bool | None) for one in value.values())
+                value = {k: v for k, v in value.items() if v is not None} if named else value
+            if not isinstance(value, str | Path) and not (isinstance(value, Mapping) and named):
                 raise ValueError(
                     f"the study's {name} is a {type(value).__name__}, which a file cannot hold; give a name or a path "
                     f"that {what} takes"
                 )
-            lines.append(f"{name} = {_toml(str(value))}")
+            lines.append(f"{name} = {_toml(value)}")
         for name in ("template", "limit", "null", "top_k"):
             if (value := getattr(self, name)) is not None:
                 lines.append(f"{name} = {_toml(value)}")
         described = [describe(ablation) for ablation in as_ablations(self.ablations)]
-        metric, screened = describe(self.metric), as_method(self.method)
+        metric, method = describe(self.metric), describe_method(as_method(self.method))
         if (as_ablations(described), as_metric(metric)) != (self.ablations, self.metric):
             raise ValueError("an ablation or a metric of your own has no place in a file")
-        method: Any = "exact"
-        if screened is not None:
-            method = {**asdict(screened), "include": [str(h) for h in screened.include]}
         lines += [f"ablations = {_toml(described)}", f"metric = {_toml(metric)}"]
         return "\n".join([*lines, f"method = {_toml(method)}", ""])
 
@@ -164,7 +178,7 @@ class Study:
         """The study that a TOML text describes; fields that it leaves out have their defaults.
 
         `ablations` holds names, or tables of a name and fields such as `{name = "resample", seed = 3}`; `metric` is a
-        name or a table too, `method` a word or a table of `Screened`'s fields.
+        name or a table too, `method` a word or a table of a name and fields of `Raced` or `Screened`.
 
         Raises ValueError for text that is not TOML, a field that a study does not have (with near ones), or what the
         field cannot be.
@@ -179,7 +193,7 @@ class Study:
                 raise unknown("a field of the study", name, known)
         if missing := {"model", "dataset"} - given.keys():
             raise ValueError(f"the study names no {' and no '.join(sorted(missing))}")
-        read = {"ablations": as_ablations, "metric": as_metric, "method": _method}
+        read = {"ablations": as_ablations, "metric": as_metric, "method": read_method}
         given |= {name: read[name](value) for name, value in given.items() if name in read}
         return cls(**given)
 
@@ -202,23 +216,14 @@ def require_top(k: int, n: int) -> None:
         raise ValueError(f"top_k is {k}; this model has {n} heads: ask for between 1 and {n}")
 
 
-def _method(given: Any) -> Any:
-    """The word that a file has for a method, or the value that its table describes."""
-    if not isinstance(given, Mapping):
-        return given
-    known = [field.name for field in fields(Screened)]
-    for name in given:
-        if name not in known:
-            raise unknown("a field of method", name, known)
-    return Screened(**{**given, "include": parse_heads(given.get("include", ()))})
-
-
 def _toml(value: Any) -> str:
     """A value as TOML writes it. The standard library reads TOML and does not write it; a study needs these kinds."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, Path):
+        value = str(value)
     if isinstance(value, str):
         # A TOML string escapes as JSON does, which leaves out DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

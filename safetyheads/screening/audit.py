@@ -7,7 +7,7 @@ on the heads that were run, `judge` says what to expect of the rest.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -59,23 +59,6 @@ class Screened:
     def only(self, heads: Sequence[Head]) -> "Screened":
         """The same with these heads run exactly, the fewest others, and no search beyond them."""
         return replace(self, include=tuple(heads), share=1e-9, audit=0.0, widen=1.0)
-
-
-Method = Literal["exact", "screened"] | Screened
-"""How heads are scored: every one exactly, or the likely ones."""
-
-
-def as_method(method: Method | None) -> Screened | None:
-    """How heads are screened, or None for the exact sweep of all.
-
-    >>> as_method("exact"), as_method("screened") == Screened()
-    (None, True)
-    """
-    if isinstance(method, Screened) or method is None:
-        return method
-    if method not in ("exact", "screened"):
-        raise ValueError(f'method is {method!r}; it must be "exact", "screened" or Screened(...)')
-    return Screened() if method == "screened" else None
 
 
 class Choice(NamedTuple):

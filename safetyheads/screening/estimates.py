@@ -49,9 +49,11 @@ def estimate_heads(
     metric: Metric,
     *,
     directions: int = 4,
+    each_prompt: bool = False,
     progress: Callable[[int], object] = lambda passes: None,
-) -> Float[Tensor, "ablation layer head"]:
-    """Estimate every head's score under every ablation from one set of backward passes, in the metric's unit.
+) -> Float[Tensor, "ablation layer head *prompt"]:
+    """Estimate every head's score under every ablation from one set of backward passes, in the metric's unit; with
+    `each_prompt` on each prompt, where the score is a mean over them.
 
     `directions` is the number of passes backward. `progress` is called with the number of prompts' passes just
     finished: two forward and `directions` back for each prompt. Memory holds the clean residual stream and the steps of
@@ -73,7 +75,10 @@ def estimate_heads(
             prompts = list(up.rows.prompts)
             changes[:, :, :, prompts] = _moved(up, view.directions[prompts]).to(changes)
             progress(len(prompts) * (1 + view.directions.shape[1]))
-        return torch.stack([view.score(some) for some in changes]).float()
+        found = torch.stack([view.score(some) for some in changes])
+        if each_prompt and found.ndim < 4:
+            raise ValueError(f"{metric.name} is one number for all prompts, and has none of each")
+        return (found if each_prompt or found.ndim < 4 else found.mean(-1)).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +159,9 @@ class _View(Protocol):
 
     def score(
         self, changes: Float[Tensor, "layer head prompt direction"]
-    ) -> Float[Tensor, "layer head"]:
-        """The metric's estimate, from changes of the final states along the directions."""
+    ) -> Float[Tensor, "layer head *prompt"]:
+        """The metric's estimate, from changes of the final states along the directions; on each prompt, unless it is
+        one number for all."""
         ...
 
 
@@ -169,8 +175,8 @@ class _Fisher:
 
     def score(
         self, changes: Float[Tensor, "layer head prompt direction"]
-    ) -> Float[Tensor, "layer head"]:
-        return (0.5 * changes.square().sum(-1) * self.scale.to(changes)).mean(-1)
+    ) -> Float[Tensor, "layer head prompt"]:
+        return 0.5 * changes.square().sum(-1) * self.scale.to(changes)
 
 
 @dataclass(frozen=True)
@@ -181,8 +187,8 @@ class _Slope:
 
     def score(
         self, changes: Float[Tensor, "layer head prompt direction"]
-    ) -> Float[Tensor, "layer head"]:
-        return changes[..., 0].mean(-1)
+    ) -> Float[Tensor, "layer head prompt"]:
+        return changes[..., 0]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from safetyheads.interventions.ablations import UndifferentiatedAttention
 from safetyheads.models.opening import load_model
 from safetyheads.prompts import PromptSet, tokenize
 from safetyheads.ranking import planning
-from safetyheads.ranking.planning import plan
+from safetyheads.ranking.planning import plan, say_cost
 from safetyheads.ranking.ranking import rank_safety_heads
 from safetyheads.ranking.study import Study
 from safetyheads.screening.audit import Screened
@@ -127,3 +127,16 @@ def test_the_command_line_plans(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main([*arguments, "--executor", "process"])
     assert "leave out --layers and --executor" in capsys.readouterr().err
+
+
+def test_a_ranking_of_more_than_a_minute_says_what_it_takes(model, capsys, monkeypatch):
+    study = Study(model, PROMPTS, ablations="zero", top_k=1)
+    shown = Execution(progress=True)
+    say_cost(study, study.open(), shown)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("safetyheads.ranking.planning.QUICK", 0.0)
+    monkeypatch.setattr("safetyheads.ranking.planning.SAID", 0.0)
+    say_cost(study, study.open(), Execution(progress=False))
+    assert capsys.readouterr().err == ""
+    say_cost(study, study.open(), shown)
+    assert "exact: about 0:0" in capsys.readouterr().err

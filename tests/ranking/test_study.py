@@ -55,7 +55,10 @@ FULL = Study(
 )
 
 
-@pytest.mark.parametrize("study", [FULL, Study("m", "builtin"), Study("m", "b", metric="ships")])
+BESIDE = Study("m", {"prompts": "bad.txt", "harmless": "good.txt", "label": False})
+
+
+@pytest.mark.parametrize("study", [FULL, BESIDE, Study("m", "b", metric="ships")])
 def test_a_study_in_a_file_is_the_same_study(study, tmp_path):
     path = study.save(tmp_path / "study.toml")
     assert Study.load(path) == study
