@@ -100,6 +100,26 @@ def prepare(
     return Inputs(model, batch, texts, provenance, categories=categories)
 
 
+def prepare_pairs(model: Any, prompts: Source, *, template: str | None = None) -> Inputs:
+    """Open a model and tokenise both sides of a paired set as one batch: all harmful prompts, then their partners.
+
+    Raises ValueError for a set whose prompts are no pairs, and what `prepare` raises.
+    """
+    if isinstance(prompts, TokenBatch):
+        raise ValueError("tokens have no pairs; give a prompt set whose prompts are matched")
+    found = load_prompts(prompts)
+    if not found.paired:
+        raise ValueError(
+            f"the prompts of {found.name} are not matched one to one; give a paired set, such as 'builtin', or "
+            "PromptSet(name, harmful, harmless, paired=True)"
+        )
+    whole = (*found.harmful, *found.harmless)
+    both = replace(found, harmful=whole, harmless=(), paired=False, categories=())
+    inputs = prepare(model, both, template=template)
+    about = {**inputs.provenance["prompts"], "side": "both", "paired": True}
+    return replace(inputs, provenance={**inputs.provenance, "prompts": about})
+
+
 def texts_of(prompts: PromptSet, side: Side) -> tuple[str, ...]:
     """One side of a prompt set; ValueError where it has none."""
     texts = prompts.harmful if side == "harmful" else prompts.harmless

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from safetyheads.models.attention import (
     AttentionActs,
+    by_head,
     hooks_on_heads,
     scores_before_softmax,
     sink_scores,
@@ -154,14 +156,14 @@ class Blocks:
                 resid_post = self.run(layer, resid, call)
         finally:
             handle.remove()
-        shape = (*resid.shape[:2], -1, self.model.d_head)
+        positions = resid.shape[1]
         return AttentionActs(
             resid_post=resid_post,
             attn_out=kept["attn_out"].detach(),
-            z=kept["hook_z"].reshape(shape),
-            v=kept["hook_v"].reshape(shape),
+            z=by_head(kept["hook_z"], self.model.d_head),
+            v=by_head(kept["hook_v"], self.model.d_head),
             visible=visible_keys(
-                (*call.args, *call.kwargs.values()), shape[1], shape[1], resid.device
+                (*call.args, *call.kwargs.values()), positions, positions, resid.device
             ),
             scores=scores_before_softmax(kept, self.model.score_softcap) if scores else None,
             sinks=sink_scores(attention),
@@ -197,7 +199,7 @@ class Blocks:
                     out, (resid, kept[-1]), gradient, retain_graph=n + 1 < len(gradients)
                 )
                 below.append(grads[0])
-                at_z.append(grads[1].reshape(*resid.shape[:2], -1, self.model.d_head))
+                at_z.append(by_head(grads[1], self.model.d_head))
         return torch.stack(below), torch.stack(at_z)
 
     def write(
@@ -218,7 +220,7 @@ class Blocks:
         self, layer: int, z: Float[Tensor, "row pos *heads"]
     ) -> Float[Tensor, "row pos d_model"]:
         """All heads' z through the output projection itself, bias included."""
-        return self._projection(layer)(z.flatten(2))
+        return self._projection(layer)(rearrange(z, "row pos ... -> row pos (...)"))
 
     def _projection(self, layer: int) -> nn.Module:
         module: Any = self.model.bridge.blocks[layer].attn.o

@@ -11,10 +11,11 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from safetyheads.models.attention import hooks_on_heads, scores_before_softmax, sink_scores
+from safetyheads.models.attention import by_head, hooks_on_heads, scores_before_softmax, sink_scores
 from safetyheads.models.blocks import Blocks
 from safetyheads.models.going_on import deviation
 from safetyheads.models.hooked import HookedModel
@@ -253,8 +254,7 @@ def _heads(
         fwd_hooks=hooks_on_heads(layer, kept, scores=True, clip=model.value_clip)
     ):
         attn_out = blocks.attend(layer, resid, call)
-    shape = (*ids.shape, -1, model.d_head)
-    z, v = kept["hook_z"].reshape(shape), kept["hook_v"].reshape(shape)
+    z, v = (by_head(kept[name], model.d_head) for name in ("hook_z", "hook_v"))
     visible = visible_keys(
         (*call.args, *call.kwargs.values()), ids.shape[1], ids.shape[1], ids.device
     )[:, None]
@@ -271,7 +271,11 @@ def _heads(
             "mask": 0.0,
         }
     values = v.repeat_interleave(model.n_heads // v.shape[2], 2)
-    mixed = torch.einsum("bhqk,bkhd->bqhd", pattern.to(values.dtype), values)
+    mixed = einsum(
+        pattern.to(values.dtype),
+        values,
+        "row head query key, row key head d_head -> row query head d_head",
+    )
     scores = scores_before_softmax(kept, model.score_softcap).float()
     if cap := model.score_softcap:
         scores = cap * torch.tanh(scores / cap)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -61,7 +62,7 @@ class Packing:
         self, rows: Float[Tensor, "variant prompt pos d"]
     ) -> Float[Tensor, "variant packed d"]:
         """The prefix once, unless it was run before; then all prompts without it and without padding."""
-        rest = rows[:, :, self.behind + self.prefix :].flatten(1, 2)[:, self.kept]
+        rest = self._without_padding(rows[:, :, self.behind + self.prefix :])
         return torch.cat([rows[:, 0, : self.prefix], rest], 1) if self.prefix else rest
 
     def call(self, first: BlockCall | None, rest: BlockCall) -> BlockCall:
@@ -112,14 +113,16 @@ class Packing:
             out = nn.functional.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=mask, scale=scale
             )
-            return out.transpose(1, 2)
+            return rearrange(out, "row head pos d_head -> row pos head d_head")
 
         keys, values = (
             torch.cat([first.repeat_interleave(self.prompts, 0), self._rows(t)], 2)
             for first, t in zip(prefix, (key, value), strict=True)
         )
         rows = attention(self._rows(query), keys, values, self.masks[1])
-        rest = rows.unflatten(0, (len(query), -1)).flatten(1, 2)[:, self.kept]
+        rest = self._without_padding(
+            rearrange(rows, "(variant prompt) ... -> variant prompt ...", variant=len(query))
+        )
         if not cut:
             return rest
         first = attention(query[:, :, :cut], key[:, :, :cut], value[:, :, :cut], self.masks[0])
@@ -128,8 +131,16 @@ class Packing:
     def _rows(
         self, packed: Float[Tensor, "variant head packed d_head"]
     ) -> Float[Tensor, "row head pos d_head"]:
-        rows = packed[:, :, self.prefix :][:, :, self.unpacked]
-        return rows.unflatten(2, (self.prompts, -1)).transpose(1, 2).flatten(0, 1)
+        return rearrange(
+            packed[:, :, self.prefix :][:, :, self.unpacked],
+            "variant head (prompt pos) d_head -> (variant prompt) head pos d_head",
+            prompt=self.prompts,
+        )
+
+    def _without_padding(
+        self, rows: Float[Tensor, "variant prompt pos *d"]
+    ) -> Float[Tensor, "variant packed *d"]:
+        return rearrange(rows, "variant prompt pos ... -> variant (prompt pos) ...")[:, self.kept]
 
 
 def packed_attention(
