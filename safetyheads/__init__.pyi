@@ -13,6 +13,10 @@ from safetyheads.engine.executors import (
 from safetyheads.evidence.agreement import (
     agreement_table as agreement_table,
 )
+from safetyheads.evidence.carriers import (
+    Carriers as Carriers,
+    find_carriers as find_carriers,
+)
 from safetyheads.evidence.published import (
     published_heads as published_heads,
 )
@@ -38,6 +42,7 @@ from safetyheads.interventions.ablating import (
     mean_z as mean_z,
 )
 from safetyheads.interventions.ablations import (
+    InterchangeAblation as InterchangeAblation,
     MeanAblation as MeanAblation,
     ResampleAblation as ResampleAblation,
     ScalingContribution as ScalingContribution,
@@ -174,6 +179,10 @@ from safetyheads.probes.attention.maps import (
 from safetyheads.probes.attention.shares import (
     attention_by_segment as attention_by_segment,
 )
+from safetyheads.probes.backups import (
+    Backups as Backups,
+    find_backups as find_backups,
+)
 from safetyheads.probes.behaviour.answers import (
     Behaviour as Behaviour,
     measure_behaviour as measure_behaviour,
@@ -189,6 +198,9 @@ from safetyheads.probes.behaviour.utility import (
     Utility as Utility,
     lm_eval_model as lm_eval_model,
     measure_utility as measure_utility,
+)
+from safetyheads.probes.carrying import (
+    find_carrying_groups as find_carrying_groups,
 )
 from safetyheads.probes.directions.direction import (
     Direction as Direction,
@@ -222,6 +234,10 @@ from safetyheads.probes.groups import (
     HeadGroup as HeadGroup,
     score_groups as score_groups,
     search_heads as search_heads,
+)
+from safetyheads.probes.interchange import (
+    Interchange as Interchange,
+    score_interchange as score_interchange,
 )
 from safetyheads.probes.single_heads import (
     score_heads as score_heads,

@@ -26,6 +26,27 @@ def not_a_class(what: str, given: Any) -> None:
         )
 
 
+def chosen(
+    what: str,
+    given: Any,
+    known: Mapping[str, Callable[..., Any]],
+    fits: Callable[[Any], bool],
+    instead: str,
+) -> Any:
+    """The value that is given, that a name stands for, or that a manifest describes.
+
+    Raises ValueError for a name that is none, with near ones, a class, or anything else.
+    """
+    not_a_class(what, given)
+    if isinstance(given, Mapping):
+        return described(what, given, known)
+    if fits(given):
+        return given
+    if isinstance(given, str) and given in known:
+        return known[given]()
+    raise unknown(what, given, known, instead)
+
+
 def described(what: str, about: Mapping[str, Any], known: Mapping[str, Callable[..., Any]]) -> Any:
     """The value that a name and fields describe, as a manifest or a study's file has them.
 

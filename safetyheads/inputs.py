@@ -80,7 +80,8 @@ def prepare(
     model.require_batch(batch.lengths, int(batch.ids.max()))
     function, row = fingerprint(model.hf), int(batch.lengths.argmax())
     unreadable = follow(model, function, batch.ids[row, : int(batch.lengths[row])])
-    model = replace(model, unreadable={**model.unreadable, **unreadable}) if unreadable else model
+    if unreadable != model.unreadable:
+        model = replace(model, unreadable=unreadable)
     provenance = {
         "model": {
             "name": model.name,
@@ -97,6 +98,26 @@ def prepare(
         "safetyheads": version("safetyheads"),
     }
     return Inputs(model, batch, texts, provenance, categories=categories)
+
+
+def prepare_pairs(model: Any, prompts: Source, *, template: str | None = None) -> Inputs:
+    """Open a model and tokenise both sides of a paired set as one batch: all harmful prompts, then their partners.
+
+    Raises ValueError for a set whose prompts are no pairs, and what `prepare` raises.
+    """
+    if isinstance(prompts, TokenBatch):
+        raise ValueError("tokens have no pairs; give a prompt set whose prompts are matched")
+    found = load_prompts(prompts)
+    if not found.paired:
+        raise ValueError(
+            f"the prompts of {found.name} are not matched one to one; give a paired set, such as 'builtin', or "
+            "PromptSet(name, harmful, harmless, paired=True)"
+        )
+    whole = (*found.harmful, *found.harmless)
+    both = replace(found, harmful=whole, harmless=(), paired=False, categories=())
+    inputs = prepare(model, both, template=template)
+    about = {**inputs.provenance["prompts"], "side": "both", "paired": True}
+    return replace(inputs, provenance={**inputs.provenance, "prompts": about})
 
 
 def texts_of(prompts: PromptSet, side: Side) -> tuple[str, ...]:

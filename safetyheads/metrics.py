@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safetyheads.choices import described, not_a_class, unknown
+from safetyheads.choices import chosen
 
 BLOCK = 2**20
 """Log-probabilities that a metric holds at once."""
@@ -377,11 +377,5 @@ def as_metric(value: "Metric | str | Mapping[str, Any]") -> Metric:
 
     Raises ValueError for a name that is none, with near ones, a class, or anything else.
     """
-    not_a_class("metric", value)
-    if isinstance(value, Mapping):
-        return described("metric", value, METRICS)
-    if isinstance(value, Metric):
-        return value
-    if isinstance(value, str) and value in METRICS:
-        return METRICS[value]()
-    raise unknown("metric", value, METRICS, "Ships()")
+    is_one = lambda given: isinstance(given, Metric)  # noqa: E731
+    return chosen("metric", value, METRICS, is_one, "Ships()")

@@ -12,5 +12,7 @@ for variable, value in {
 
 from hypothesis import settings  # noqa: E402
 
+import tests.checking  # noqa: E402, F401
+
 settings.register_profile("shared-machine", deadline=None, max_examples=30)
 settings.load_profile("shared-machine")

@@ -1,13 +1,44 @@
 """The slow obvious twins: one plain hooked forward pass a head and prompt, one prompt at a time, nothing shared."""
 
+import contextlib
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.zoo import CONFIGS, random_model
+
 Hooks = Sequence[tuple[str, Any]]
+
+
+@functools.cache
+def plain(name: str) -> "PlainModel":
+    """The slow twin of `opened(name)`, made once for all tests."""
+    return PlainModel(random_model(CONFIGS[name]()))
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """Rows of some query projections that are scaled while a model runs: where they lie, and by how much."""
+
+    rows: tuple[tuple[Tensor, Any], ...]
+    epsilon: float
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        kept = [tensor[rows].clone() for tensor, rows in self.rows]
+        with torch.no_grad():
+            for tensor, rows in self.rows:
+                tensor[rows] *= self.epsilon
+            try:
+                yield
+            finally:
+                for (tensor, rows), value in zip(self.rows, kept, strict=True):
+                    tensor[rows] = value
 
 
 class PlainModel:
@@ -16,29 +47,34 @@ class PlainModel:
     def __init__(self, hf_model: Any) -> None:
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-        self.source = hf_model
+        self.source = copy.deepcopy(
+            hf_model
+        )  # as transformers made it: nothing of TransformerLens around it
         self.hf = copy.deepcopy(hf_model)
         self.bridge = build_bridge_from_module(
             self.hf, type(self.hf).__name__, hf_config=self.hf.config, tokenizer=None
         )
         self.config = self.hf.config
 
-    def run(self, ids: Sequence[int], change: "PlainModel | Hooks" = ()) -> tuple[Tensor, Tensor]:
+    def run(self, ids: Sequence[int], change: "Shrunk | Hooks" = ()) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the next token and the state after the final norm, at the last token."""
-        if isinstance(change, PlainModel):
-            return change.run(ids)
+        tokens = torch.tensor([list(ids)])
+        if isinstance(change, Shrunk):
+            with torch.no_grad(), change.active():
+                found = self.source(tokens, use_cache=False, output_hidden_states=True)
+            return found.logits[0, -1].double().log_softmax(-1), found.hidden_states[-1][0, -1]
         states: list[Tensor] = []
         handle = self.bridge.ln_final.register_forward_hook(lambda m, i, out: states.append(out))
         with torch.no_grad(), self.bridge.hooks(fwd_hooks=list(change)):
-            logits = self.bridge.original_model(torch.tensor([list(ids)]), use_cache=False).logits
+            logits = self.bridge.original_model(tokens, use_cache=False).logits
         handle.remove()
         return logits[0, -1].double().log_softmax(-1), states[-1][0, -1]
 
-    def undifferentiated(self, layer: int, head: int, epsilon: float) -> "PlainModel | Hooks":
+    def undifferentiated(self, layer: int, head: int, epsilon: float) -> "Shrunk | Hooks":
         """The query of one head scaled by epsilon (0: uniform attention).
 
-        Where nothing stands between projection and score, by scaling rows of the query projection in a copy
-        of the model; after QK-norm, which undoes that, by a hook.
+        Where nothing stands between projection and score, by scaling rows of the query projection of the plain
+        model; after QK-norm, which undoes that, by a hook.
         """
         if hasattr(self.bridge.blocks[0].attn, "q_norm"):
 
@@ -49,21 +85,20 @@ class PlainModel:
                 return q
 
             return [(f"blocks.{layer}.attn.hook_rot_q", shrink)]
-        hf = copy.deepcopy(self.source)
         size = self.bridge.cfg.d_head
         rows = slice(head * size, (head + 1) * size)
-        parts = dict(hf.named_parameters())
-        with torch.no_grad():
-            for name, tensor in parts.items():
-                if f".{layer}." not in name:
-                    continue
-                if ".q_proj." in name or ".qkv_proj." in name:
-                    tensor[rows] *= epsilon
-                elif ".c_attn." in name:  # GPT-2: Conv1D, queries first, weights transposed
-                    tensor[..., rows] *= epsilon
-                elif ".query_key_value." in name:  # NeoX: each head's q, k, v together
-                    tensor[3 * head * size : (3 * head + 1) * size] *= epsilon
-        return PlainModel(hf)
+        found: list[tuple[Tensor, Any]] = []
+        for name, tensor in self.source.named_parameters():
+            if f".{layer}." not in name:
+                continue
+            if ".q_proj." in name or ".qkv_proj." in name:
+                found.append((tensor, rows))
+            elif ".c_attn." in name:  # GPT-2: Conv1D, queries first, weights transposed
+                found.append((tensor, (..., rows)))
+            elif ".query_key_value." in name:  # NeoX: each head's q, k, v together
+                found.append((tensor, slice(3 * head * size, (3 * head + 1) * size)))
+        assert found, "there is no query projection to scale"
+        return Shrunk(tuple(found), epsilon)
 
     def writing_z(self, layer: int, head: int, value: Any) -> Hooks:
         """z of one head replaced by `value(z)`."""

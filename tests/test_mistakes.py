@@ -70,6 +70,9 @@ MISTAKES = {
     'attention_maps(model, ["w7 w8"] * 2, ["w7 w9"] * 2, 1, grid=64)': "grid is 64; give Grid(length=64)",
     'refusal_under_ablation(model, ["w7 w8"], ["L1H1"], ablation="zer0", sizes=[1])': "did you mean",
     'refusal_under_ablation(model, ["w7 w8"], "L1H1", ablation="zero")': "the largest size asks for 5",
+    'measure_behaviour(model, ["w7 w8"], {"x": AblateHeads})': "is the class AblateHeads: write AblateHeads(...)",
+    'Study("m", {"prompts": "a.txt", "labels": "x"})': "did you mean 'label'",
+    'Study("m", {"harmless": "a.txt"})': "the dataset names no prompts",
     'capture_traces(model, "w7", ["w8"])': "the jailbreak prompts are one string",
 }
 MEANT = {

@@ -5,6 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
+from torch import Tensor
+
+from safetyheads.metrics import kl_divergence
 
 pytest.importorskip("mypy")
 
@@ -43,3 +48,22 @@ def test_a_users_lines_are_checked(tmp_path):
     assert 'bad.py:3: error: Module has no attribute "rank_safety_head"' in lines[0]
     assert 'bad.py:4: error: Argument "null"' in lines[1]
     assert 'bad.py:5: error: "HookedModel" has no attribute "layers"' in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("base", "ablated"),
+    [
+        (torch.zeros(2, 3), torch.zeros(1, 3)),  # torch would broadcast them
+        (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3)),
+    ],
+)
+def test_a_wrong_shape_or_type_is_seen_while_the_tests_run(base, ablated):
+    with pytest.raises(TypeCheckError):
+        kl_divergence(base, ablated)
+
+
+def test_a_wrong_result_is_seen_while_the_tests_run(monkeypatch):
+    whole = Tensor.clamp_min
+    monkeypatch.setattr(Tensor, "clamp_min", lambda self, low: whole(self, low).long())
+    with pytest.raises(TypeCheckError):
+        kl_divergence(torch.zeros(2, 3), torch.zeros(2, 3))

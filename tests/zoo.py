@@ -79,6 +79,14 @@ def random_model(config: Any, seed: int = 0, spread: float = 0.2) -> Any:
 
 
 @functools.cache
+def opened(name: str, spread: float = 0.2) -> Any:
+    """The model of an architecture, opened once for all tests: they leave it as it was."""
+    from safetyheads.models.opening import load_model
+
+    return load_model(random_model(CONFIGS[name](), spread=spread), tokenizer())
+
+
+@functools.cache
 def tokenizer() -> Any:
     """Words w3 ... w96 for tokens 3 ... 96, a BOS in front, no chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

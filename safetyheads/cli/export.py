@@ -10,9 +10,11 @@ from safetyheads.cli.options import (
     add_ablation,
     add_model,
     add_out,
+    add_reading,
     check_measurement,
     make_ablations,
     open_model,
+    reading,
 )
 
 
@@ -25,6 +27,7 @@ def add(commands: Any) -> None:
     option("--heads", required=True, nargs="+", metavar="HEAD", help="L3H7, or 3-7: layer first")
     add_ablation(parser, ABLATIONS[:4])
     option("--prompts", help="whose mean output --ablation mean writes: known name or file")
+    add_reading(parser)
     option("--template", help=TEMPLATE)
     add_out(parser, None)
 
@@ -33,19 +36,22 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse options that do not go together."""
     if (options.prompts or options.template) and options.ablation != "mean":
         parser.error("--prompts and --template are for --ablation mean; leave them out")
+    if (options.column or options.label or options.encoding) and not options.prompts:
+        parser.error("--column, --label and --encoding are for a file of --prompts; leave them out")
     check_measurement(parser, options)
 
 
 def run(options: argparse.Namespace) -> None:
     """Load, edit, save, compare and print."""
     from safetyheads.interventions.export import export_ablated
+    from safetyheads.prompts import load_prompts
 
     written = export_ablated(
         open_model(options),
         options.heads,
         options.out,
         ablation=make_ablations(options)[0],
-        prompts=options.prompts,
+        prompts=load_prompts(options.prompts, **reading(options)) if options.prompts else None,
         template=options.template,
     )
     print(f"The ablated model: {written.folder.absolute()}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetyheads import __version__
 from safetyheads.cli import export, maps, merge, rank, search, train
-from safetyheads.cli.options import UNFINISHED, check_writable
+from safetyheads.cli.options import UNFINISHED, as_options, check_writable
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{describe_interruption(options.out)}", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f"safetyheads: error: {' '.join(str(error).split())}", file=sys.stderr)
+        said = as_options(" ".join(str(error).split()))
+        print(f"safetyheads: error: {said}", file=sys.stderr)
         return 2
     return 0

@@ -9,9 +9,11 @@ from safetyheads.cli.options import (
     SMALL_MODEL,
     add_device,
     add_out,
+    add_reading,
     add_template,
     open_model,
     positive_integer,
+    reading,
     share,
 )
 
@@ -27,6 +29,7 @@ def add(commands: Any) -> None:
     add_device(parser)
     option("--benign", help="known name or file; the builtin harmless prompts")
     option("--jailbreak", help="known name or file; the builtin harmful ones in a mild role-play")
+    add_reading(parser)
     add_template(parser)
     option("--length", type=positive_integer, default=512, help="tokens on each axis (%(default)s)")
     option("--log", choices=("e", "10"), default="e", help="base of the logarithm (%(default)s)")
@@ -54,8 +57,10 @@ def read_sets(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     """The benign and the jailbreak prompts."""
     from safetyheads.prompts import load_prompts, wrap
 
-    benign = load_prompts(options.benign or "builtin")
-    jailbreak = load_prompts(options.jailbreak or "builtin")
+    benign, jailbreak = (
+        load_prompts(given, **reading(options)) if given else load_prompts("builtin")
+        for given in (options.benign, options.jailbreak)
+    )
     if options.limit:
         benign, jailbreak = benign.limit(options.limit), jailbreak.limit(options.limit)
     return (

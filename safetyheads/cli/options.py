@@ -6,6 +6,7 @@ Nothing heavy is imported before an option is used.
 
 import argparse
 import math
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -104,8 +105,36 @@ def add_prompts(parser: Parser) -> None:
     add("--prompts", help=f"{', '.join(PROMPT_SETS)} {kinds} (builtin)")
     add("--prompts-path", metavar="PATH", help="file or folder that holds a named prompt set")
     add("--harmless", metavar="FILE", help="harmless prompts to stand beside those of --prompts")
-    add("--column", help="the file's column with the prompts; found when not given")
+    add_reading(parser)
     add_template(parser)
+
+
+def add_reading(parser: Parser) -> None:
+    """`--column`, `--label` and `--encoding`: how a file of prompts is read."""
+    add = parser.add_argument
+    add("--column", help="the file's column with the prompts; found when not given")
+    how = "the column that says which prompts are harmful, or none if all are; found when not given"
+    add("--label", metavar="COLUMN", help=how)
+    add("--encoding", help="of a text file; UTF-8 when not given")
+
+
+def reading(options: argparse.Namespace) -> dict[str, Any]:
+    """What `load_prompts` takes of these."""
+    label = False if options.label == "none" else options.label
+    return {"column": options.column, "label": label, "encoding": options.encoding}
+
+
+def as_options(text: str) -> str:
+    """An error's advice in the words of the command line.
+
+    >>> as_options("say which with label=, or label=False; encoding='latin-1' perhaps")
+    "say which with --label, or --label none; --encoding 'latin-1' perhaps"
+    """
+    text = re.sub(r"\blabel=False\b", "--label none", text)
+    given = r"(?<![\w(])(column|label|encoding|harmless|template)=(?=(.?))"
+    return re.sub(
+        given, lambda found: f"--{found[1]}" + (" " if found[2].strip(" ,;:.)") else ""), text
+    )
 
 
 def add_template(parser: Parser) -> None:
@@ -119,10 +148,9 @@ def read_prompts(options: argparse.Namespace) -> "PromptSet":
     """Read the prompts that were named; all of them, since a study cuts them itself."""
     from safetyheads.prompts import load_prompts
 
-    beside = {"harmless": options.harmless} if options.harmless else {}
-    return load_prompts(
-        options.prompts or "builtin", column=options.column, path=options.prompts_path, **beside
-    )
+    given = {"harmless": options.harmless, "path": options.prompts_path, **reading(options)}
+    given = {name: value for name, value in given.items() if value is not None}
+    return load_prompts(options.prompts or "builtin", **given)
 
 
 # What is done to a head, and what is measured ------------------------------------------------------------------------

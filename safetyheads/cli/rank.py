@@ -38,7 +38,8 @@ DEMO_FOLDER = "safetyheads-demo"
 DEMO_LIMIT = 6  # pairs; with these the demo ends within three minutes on two cores
 METHODS = ("exact", "raced", "screened")
 ASKED = [  # what a study's file says, and no option beside it
-    *("model", "prompts", "prompts_path", "harmless", "column", "template", "limit"),
+    *("model", "prompts", "prompts_path", "harmless", "column", "label", "encoding"),
+    *("template", "limit"),
     *("ablation", "epsilon", "seed", "metric", "space", "rank", "method", "top"),
 ]
 
@@ -110,10 +111,8 @@ def study_of(options: argparse.Namespace) -> "Study":
     from safetyheads.ranking.study import Study
 
     if options.study:
-        from safetyheads.prompts import load_prompts
-
         study = Study.load(options.study)
-        return replace(study, dataset=load_prompts(study.dataset))
+        return replace(study, dataset=study.read())
     return Study(
         options.model or DEMO_MODEL,
         read_prompts(options),

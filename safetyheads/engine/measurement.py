@@ -93,6 +93,11 @@ def measure(
     ablation = UndifferentiatedAttention() if ablation is None else as_ablation(ablation)
     metric = Ships() if metric is None else as_metric(metric)
     model.require_readable(ablation.needs, str(ablation))
+    if "pairs" in ablation.needs and inputs.provenance["prompts"]["side"] != "both":
+        raise ValueError(
+            f"{ablation} lends between a harmful prompt and its matched harmless one; call score_interchange, which "
+            "runs both sides together"
+        )
     if "donor" in ablation.needs and len(batch) < 2:
         raise ValueError(
             f"{ablation} borrows from another prompt, and there is 1 prompt; give at least 2 prompts"

@@ -7,6 +7,7 @@ from safetyheads.engine.measurement import Measurement
 from safetyheads.engine.shards import note_engine, sweep_apart
 from safetyheads.engine.sweep import Swept, sweep
 from safetyheads.interventions.site import Variant
+from safetyheads.models.outside import outside
 from safetyheads.progress import bar
 from safetyheads.storage.store import Store
 
@@ -21,6 +22,7 @@ def run(
 
     Raises what `sweep` and the executor raise.
     """
+    _require_told(measurement, execution)
     store = None
     if execution.store is not None:
         manifest = measurement.manifest(execution)
@@ -38,3 +40,15 @@ def run(
                 measurement, variants, execution, store=store, progress=shown.update
             )
     return swept._replace(exact_resume=note_engine(store, swept.exact_resume))
+
+
+def _require_told(measurement: Measurement, execution: Execution) -> None:
+    """Raise ValueError where hooks of the caller would have to be told from others, or to travel."""
+    model = measurement.inputs.model
+    hooked = list(outside(model.hf)) if execution.store or execution.executor else []
+    if hooked:
+        raise ValueError(
+            f"{model.name} has hooks on {', '.join(hooked[:3])}: a store cannot tell what they do, and they do not "
+            "travel to other processes; leave store and executor out, remove the hooks, or write the change into the "
+            "weights"
+        )

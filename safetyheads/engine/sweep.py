@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -122,8 +123,8 @@ def read_layers(
                         kept.keep(together, prefixes)
                 passes.append(_read(measurement, ablated, base, together))
                 progress(len(together) * len(some.prompts))
-            parts.append(torch.cat(passes).transpose(0, 1))
-        in_batch = in_order(groups, parts).transpose(0, 1)
+            parts.append(rearrange(torch.cat(passes), "variant prompt ... -> prompt variant ..."))
+        in_batch = rearrange(in_order(groups, parts), "prompt variant ... -> variant prompt ...")
         yield layer, metric.gather(in_batch, baseline).cpu()
 
 
@@ -158,7 +159,8 @@ def _read(
 ) -> Float[Tensor, "variant prompt *state"]:
     """What the metric keeps of each row."""
     copies = len(variants)
-    rows = measurement.metric.read(ablated, base.repeated(copies)).unflatten(0, (copies, -1))
+    read = measurement.metric.read(ablated, base.repeated(copies))
+    rows = rearrange(read, "(variant prompt) ... -> variant prompt ...", variant=copies)
     if rows.isnan().any():
         broken = [v.label for v, row in zip(variants, rows, strict=True) if row.isnan().any()]
         raise ValueError(

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safetyheads.heads import Head, parse_heads
-from safetyheads.interventions.ablations import Ablation, HeadActs, as_ablation, describe
+from safetyheads.interventions.ablations import Ablation, HeadActs, Lenders, as_ablation, describe
 from safetyheads.interventions.site import Site, Start, edited
 from safetyheads.models.blocks import Blocks
 from safetyheads.models.editing import ZEdit, editing, replacing_z
@@ -225,9 +225,10 @@ def _ablate(
     if reference is not None and "donor" in ablation.needs:
         whole = reference
 
-        def lend(seed: int) -> Tensor:
+        def lend(lenders: Lenders) -> Tensor:
             end = acts["v"].shape[1]
-            donor = whole.donor(site.prompts, end, head.head, seed)[:, end - acts["z"].shape[1] :]
+            lent = whole.donor(site.prompts, end, head.head, lenders)
+            donor = lent[:, end - acts["z"].shape[1] :]
             # Within the prefix, which the prompts share, a row stands for all prompts.
             donor = donor[:1] if end <= site.prefix else donor
             return donor.repeat(len(acts["z"]) // len(donor), 1, 1)

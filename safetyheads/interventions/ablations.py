@@ -6,15 +6,19 @@ attention every ablation acts on one query head and leaves the keys and values t
 """
 
 import math
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from safetyheads.choices import described, not_a_class, unknown
+from safetyheads.choices import chosen
+
+Lenders = Callable[[Sequence[int]], Sequence[int]]
+"""From prompts to the prompts that lend to them, both by their number in the batch."""
 
 
 class HeadActs(NamedTuple):
@@ -36,8 +40,8 @@ class HeadActs(NamedTuple):
     """The bound of tanh soft-capping on the scores, or None (Gemma-2 has 50)."""
     mean: Float[Tensor, " d_head"] | None = None
     """Mean of `z` over all real tokens of all prompts."""
-    donor: Callable[[int], Float[Tensor, "row query d_head"]] | None = None
-    """The same head's `z` on another prompt, aligned token by token, by the seed that assigns prompts to prompts."""
+    donor: Callable[[Lenders], Float[Tensor, "row query d_head"]] | None = None
+    """The same head's `z` on another prompt, aligned token by token, by what says who lends to whom."""
 
 
 @runtime_checkable
@@ -153,11 +157,73 @@ class ResampleAblation:
     needs: ClassVar[frozenset[str]] = frozenset({"donor"})
 
     def __post_init__(self) -> None:
-        if type(self.seed) is not int:
-            raise ValueError(f"seed is {self.seed!r}; it must be a whole number")
+        _check_seed(self.seed)
+
+    def lenders(self, prompts: Sequence[int]) -> list[int]:
+        """Who lends to each of these prompts."""
+        return _cycle(prompts, self.seed)
 
     def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
-        return _given(acts.donor, self)(self.seed)
+        return _given(acts.donor, self)(self.lenders)
+
+
+Lender = Literal["partner", "stranger", "same_side"]
+
+
+@dataclass(frozen=True)
+class InterchangeAblation:
+    """Replace the head's output by the same head's output on the other prompt of a matched pair.
+
+    On a harmful prompt the head then says what it says on the harmless one (is it needed?), and the other way round
+    (does it suffice?); `score_interchange` runs both in one sweep. Tokens are aligned as by `ResampleAblation`, from
+    the end of the template and of the request. arXiv:2604.04385 aligns them from the start and cuts the longer prompt,
+    so that templates and last tokens do not meet; that was not followed.
+    """
+
+    lender: Lender = "partner"
+    """Who lends: the matched prompt; as controls, another pair's prompt of the other side ("stranger"), or another
+    prompt of the same side ("same_side")."""
+    seed: int = 0
+    """Seed of the assignment of pairs to pairs, where another pair lends."""
+    needs: ClassVar[frozenset[str]] = frozenset({"donor", "pairs"})
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+        if self.lender not in get_args(Lender):
+            raise ValueError(
+                f"lender is {self.lender!r}; it must be one of {', '.join(get_args(Lender))}"
+            )
+
+    @property
+    def name(self) -> str:
+        return "interchange" if self.lender == "partner" else f"interchange ({self.lender})"
+
+    def lenders(self, prompts: Sequence[int]) -> list[int]:
+        """Who lends to each prompt of a batch that has all harmful prompts first, then their partners in order."""
+        pairs, odd = divmod(len(prompts), 2)
+        if odd or list(prompts) != list(range(len(prompts))):
+            return _cycle(
+                prompts, self.seed
+            )  # a sweep checks itself on a few prompts first, which are no pairs
+        first = list(range(pairs)) if self.lender == "partner" else _cycle(range(pairs), self.seed)
+        other = [n + pairs for n in first]
+        return first + other if self.lender == "same_side" else other + first
+
+    def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
+        return _given(acts.donor, self)(self.lenders)
+
+
+def _cycle(prompts: Sequence[int], seed: int) -> list[int]:
+    """Each prompt's lender, in a cycle through all of them that is drawn at random."""
+    places = list(range(len(prompts)))
+    random.Random(seed).shuffle(places)
+    lender = {borrower: places[n - 1] for n, borrower in enumerate(places)}
+    return [prompts[lender[n]] for n in range(len(prompts))]
+
+
+def _check_seed(seed: Any) -> None:
+    if type(seed) is not int:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number")
 
 
 def _given(value: Any, ablation: Ablation) -> Any:
@@ -195,14 +261,8 @@ def as_ablation(value: Ablation | str | Mapping[str, Any]) -> Ablation:
 
     Raises ValueError for a name that is none, with near ones, a class, or anything else.
     """
-    not_a_class("ablation", value)
-    if isinstance(value, Mapping):
-        return described("ablation", value, ABLATIONS)
-    if isinstance(value, Ablation):
-        return value
-    if isinstance(value, str) and value in ABLATIONS:
-        return ABLATIONS[value]()
-    raise unknown("ablation", value, ABLATIONS, "ZeroAblation()")
+    is_one = lambda given: isinstance(given, Ablation)  # noqa: E731
+    return chosen("ablation", value, ABLATIONS, is_one, "ZeroAblation()")
 
 
 def as_ablations(values: Any) -> tuple[Ablation, ...]:

@@ -32,6 +32,10 @@ def named_interventions(interventions: Mapping[str, Any] | None) -> dict[str, li
         several = isinstance(value, Sequence) and not isinstance(value, Intervention)
         stack = [] if value is None else list(value) if several else [value]
         for one in stack:
+            if isinstance(one, type):
+                raise ValueError(
+                    f"intervention {name!r} is the class {one.__name__}: write {one.__name__}(...)"
+                )
             if not isinstance(one, Intervention):
                 raise ValueError(
                     f"intervention {name!r} is or holds a {type(one).__name__}, which has no active(model): "

@@ -7,7 +7,6 @@ rewritten in flight in the layers above. The sweep asks nothing else of a varian
 
 import contextlib
 import hashlib
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from safetyheads.heads import Head
+from safetyheads.interventions.ablations import Lenders
 from safetyheads.models.attention import AttentionActs
 from safetyheads.models.editing import ZEdit, editing
 from safetyheads.models.hooked import HookedModel
@@ -51,15 +51,13 @@ class Reference:
         return cls(z, lengths, tuple(prompts), prefix, z[real].mean(0))
 
     def donor(
-        self, prompts: Sequence[int], end: int, head: int, seed: int
+        self, prompts: Sequence[int], end: int, head: int, lenders_of: Lenders
     ) -> Float[Tensor, "prompt pos d_head"]:
         """The head's z on the prompts that lend to these, aligned as `ResampleAblation` says, up to a position."""
-        cycle = list(range(len(self.prompts)))
-        random.Random(seed).shuffle(cycle)
-        lender = {borrower: cycle[n - 1] for n, borrower in enumerate(cycle)}
         place = {prompt: n for n, prompt in enumerate(self.prompts)}
+        lender = dict(zip(self.prompts, lenders_of(self.prompts), strict=True))
         own = torch.tensor([place[p] for p in prompts], device=self.lengths.device)
-        lenders = torch.tensor([lender[place[p]] for p in prompts], device=self.lengths.device)
+        lenders = torch.tensor([place[lender[p]] for p in prompts], device=self.lengths.device)
         positions = torch.arange(end, device=self.lengths.device)
         shift = (self.lengths[lenders] - self.lengths[own])[:, None]
         source = (positions + shift).clamp_min(self.prefix)

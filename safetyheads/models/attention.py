@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -22,6 +23,14 @@ class AttentionActs(NamedTuple):
     query; kept if asked for."""
     sinks: Float[Tensor, " head"] | None = None
     """What each head's attention sink adds to the softmax, where the model has sinks."""
+
+
+def by_head(
+    values: Float[Tensor, "row pos *heads"], d_head: int
+) -> Float[Tensor, "row pos head d_head"]:
+    """What a hook shows with all heads on one axis, or with one each, as one each."""
+    joined = rearrange(values, "row pos ... -> row pos (...)")
+    return rearrange(joined, "row pos (head d_head) -> row pos head d_head", d_head=d_head)
 
 
 def hooks_on_heads(

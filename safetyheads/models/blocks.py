@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from safetyheads.models.attention import (
     AttentionActs,
+    by_head,
     hooks_on_heads,
     scores_before_softmax,
     sink_scores,
 )
 from safetyheads.models.hooked import HookedModel
+from safetyheads.models.outside import outside
 from safetyheads.models.packing import attention_gives, block_beneath, packed
 from safetyheads.models.replaying import (
     BlockCall,
@@ -153,14 +156,14 @@ class Blocks:
                 resid_post = self.run(layer, resid, call)
         finally:
             handle.remove()
-        shape = (*resid.shape[:2], -1, self.model.d_head)
+        positions = resid.shape[1]
         return AttentionActs(
             resid_post=resid_post,
             attn_out=kept["attn_out"].detach(),
-            z=kept["hook_z"].reshape(shape),
-            v=kept["hook_v"].reshape(shape),
+            z=by_head(kept["hook_z"], self.model.d_head),
+            v=by_head(kept["hook_v"], self.model.d_head),
             visible=visible_keys(
-                (*call.args, *call.kwargs.values()), shape[1], shape[1], resid.device
+                (*call.args, *call.kwargs.values()), positions, positions, resid.device
             ),
             scores=scores_before_softmax(kept, self.model.score_softcap) if scores else None,
             sinks=sink_scores(attention),
@@ -196,7 +199,7 @@ class Blocks:
                     out, (resid, kept[-1]), gradient, retain_graph=n + 1 < len(gradients)
                 )
                 below.append(grads[0])
-                at_z.append(grads[1].reshape(*resid.shape[:2], -1, self.model.d_head))
+                at_z.append(by_head(grads[1], self.model.d_head))
         return torch.stack(below), torch.stack(at_z)
 
     def write(
@@ -204,9 +207,9 @@ class Blocks:
     ) -> Float[Tensor, "*row d_model"]:
         """What a change of one head's z adds to the attention output: z W_O, without the bias."""
         projection = self._projection(layer)
-        if type(projection) in PLAIN:
+        if type(projection) in PLAIN and not outside(projection):
             return z @ self.model.bridge.blocks[layer].attn.W_O[head].to(z.dtype)
-        # An adapter, or weights that are packed: the module itself says what it makes of one head's z.
+        # An adapter, a hook, or weights that are packed: the module itself says what it makes of one head's z.
         width = self.model.n_heads * self.model.d_head
         place = slice(head * self.model.d_head, (head + 1) * self.model.d_head)
         wide = z.new_zeros(*z.shape[:-1], width)
@@ -217,7 +220,7 @@ class Blocks:
         self, layer: int, z: Float[Tensor, "row pos *heads"]
     ) -> Float[Tensor, "row pos d_model"]:
         """All heads' z through the output projection itself, bias included."""
-        return self._projection(layer)(z.flatten(2))
+        return self._projection(layer)(rearrange(z, "row pos ... -> row pos (...)"))
 
     def _projection(self, layer: int) -> nn.Module:
         module: Any = self.model.bridge.blocks[layer].attn.o
@@ -233,6 +236,8 @@ class Blocks:
         """How a block can be run, fastest first: the plain block beneath the bridge with PyTorch's fused attention, its
         rows packed without padding (calls with a `Packing`); the same, rows padded; with eager attention; the bridge's
         own with its hook points."""
+        if outside(self.model.hf):  # only this one runs the caller's hooks
+            return ("hooked",)
         # Fused attention has no place for soft-capping and leaves it out without a word.
         fused = getattr(self.model.hf, "_supports_sdpa", False) and not self.model.score_softcap
         if not fused:

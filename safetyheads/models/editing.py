@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from safetyheads.models.attention import hooks_on_heads, scores_before_softmax, sink_scores
+from safetyheads.models.attention import by_head, hooks_on_heads, scores_before_softmax, sink_scores
 from safetyheads.models.blocks import Blocks
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.replaying import first_of, visible_keys, watch_cache
@@ -103,10 +103,10 @@ def _change(
     model: HookedModel, layer: int, edits: Sequence[ZEdit], kept: dict[str, Any]
 ) -> Float[Tensor, "row query d_model"]:
     """What the edits of one layer add to its attention output."""
-    z = kept["hook_z"].reshape(*kept["hook_z"].shape[:2], -1, model.d_head)
+    z = by_head(kept["hook_z"], model.d_head)
     cached = kept.get("cached")  # the cache has heads before positions
     v = (
-        kept["hook_v"].reshape(*z.shape[:2], -1, model.d_head)
+        by_head(kept["hook_v"], model.d_head)
         if cached is None
         else rearrange(cached, "row kv key d_head -> row key kv d_head")
     )

@@ -8,33 +8,48 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from safetyheads.models.outside import outside, plain_name
+
 VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 """Fields of a config that do not change what a model computes; `dtype` shows in the weights."""
 
 
+OF_NO_EFFECT = (
+    "training",
+    "gradient_checkpointing",
+    "max_seq_len_cached",
+    "is_gradient_checkpointing",
+)
+"""Numbers and flags on a module that do not change what it computes in evaluation mode."""
+ACROSS = 1024
+"""A tensor's bytes, eight to an integer, are summed in rows of this length and in columns."""
+
+
 class _Stamp(NamedTuple):
-    """What cannot stay the same while a tensor's bytes change, short of swapping two of its values past autograd."""
+    """What does not stay the same when a tensor's bytes are changed, past autograd or not."""
 
     place: int
     version: int
     shape: tuple[int, ...]
-    total: int
+    sums: str
+    """Of each row's and each column's integers, which tell where a value stands."""
 
 
 _digests: "WeakKeyDictionary[nn.Module, dict[str, tuple[_Stamp, str]]]" = WeakKeyDictionary()
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over all that determines a model's outputs: the bytes of weights and buffers, the config, the adapters.
+    """SHA-256 over all that determines a model's outputs: the bytes of weights and buffers, the config, the adapters,
+    the numbers that modules keep as attributes, and where hooks of the caller stand (not what they do).
 
     Taken anew at each call, so that weights edited in place are noticed; tensors whose address, version counter and
-    integer sum stand as before are not hashed again. The names are those from before the model was wrapped.
+    integer sums stand as before are not hashed again. The names are those from before the model was wrapped.
     """
     known = _digests.setdefault(model, {})
     whole = hashlib.sha256(json.dumps(_settings(model), sort_keys=True, default=str).encode())
     for name, tensor in sorted(_tensors(model), key=lambda one: one[0]):
         stamp = _stamp(tensor)
-        if name.endswith("bias") and not stamp.total and not tensor.any():
+        if name.endswith("bias") and not tensor.any():
             continue  # a bias of zeros is no bias; wrapping adds some
         if name not in known or known[name][0] != stamp:
             known[name] = stamp, _digest(tensor)
@@ -46,7 +61,7 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Weights and buffers; rotary angles that follow the prompts' length come from the config alone."""
     moving = _rope_type(model) in ("dynamic", "longrope")
     found = [*model.named_parameters(), *model.named_buffers()]
-    named = {name.replace("._original_component", ""): tensor for name, tensor in found}
+    named = {plain_name(name): tensor for name, tensor in found}
     return [(n, t) for n, t in named.items() if not (moving and n.endswith("inv_freq"))]
 
 
@@ -56,7 +71,7 @@ def _rope_type(model: nn.Module) -> str:
 
 
 def _settings(model: nn.Module) -> dict[str, Any]:
-    """The config, and what each adapter in the model is set to."""
+    """The config, what each adapter in the model is set to, the modules' own numbers, and where hooks stand."""
     config = getattr(model, "config", None)
     settings = config.to_dict() if config is not None else {}
     adapters = {
@@ -64,25 +79,46 @@ def _settings(model: nn.Module) -> dict[str, Any]:
         for name, module in model.named_modules()
         if hasattr(module, "active_adapters") and hasattr(module, "scaling")
     }
-    return {**{k: v for k, v in settings.items() if k not in VOLATILE}, "adapters": adapters}
+    about: dict[str, Any] = {k: v for k, v in settings.items() if k not in VOLATILE}
+    if hooks := sorted(outside(model)):
+        about["hooks"] = hooks
+    return {**about, "adapters": adapters, "numbers": _numbers(model)}
+
+
+def _numbers(model: nn.Module) -> dict[str, list[Any]]:
+    """The scale of attention, the epsilon of a norm: what each module of the model keeps outside of the config."""
+    found = {}
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("transformer_lens."):
+            continue
+        own = {
+            k: v
+            for k, v in sorted(vars(module).items())
+            if isinstance(v, int | float | str) and k[0] != "_" and k not in OF_NO_EFFECT
+        }
+        found[plain_name(name)] = [type(module).__name__, own]
+    return found
 
 
 ADAPTER_FIELDS = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
 """What PEFT keeps on a layer that says which of its adapters take part, and how much."""
 
 
-def _as_integers(tensor: Tensor) -> Tensor:
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    kind = kinds.get(tensor.element_size(), torch.uint8)
-    return tensor.detach().contiguous().view(-1).view(kind)
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
 
 
 def _stamp(tensor: Tensor) -> _Stamp:
     version = -1 if tensor.is_inference() else tensor._version
-    total = int(_as_integers(tensor).sum(dtype=torch.int64))
-    return _Stamp(tensor.data_ptr(), version, tuple(tensor.shape), total)
+    data = _as_bytes(tensor)
+    if data.storage_offset() % 8:
+        data = data.clone()
+    table = data[: len(data) // (8 * ACROSS) * 8 * ACROSS].view(torch.int64).view(-1, ACROSS)
+    sums = hashlib.sha256()
+    for part in (table.sum(1), table.sum(0), data[8 * table.numel() :]):
+        sums.update(part.cpu().numpy().tobytes())
+    return _Stamp(tensor.data_ptr(), version, tuple(tensor.shape), sums.hexdigest())
 
 
 def _digest(tensor: Tensor) -> str:
-    data = _as_integers(tensor).cpu().view(torch.uint8).numpy()
-    return hashlib.sha256(data.data).hexdigest()
+    return hashlib.sha256(_as_bytes(tensor).cpu().numpy().data).hexdigest()

@@ -1,27 +1,41 @@
 """Is what the library runs the model as it came, and is what it reads of the heads what attention uses?
 
 When a model is opened, a few passes over made-up tokens decide it: logits before and after wrapping; no token looks
-ahead; each head's z, through the output projection itself, against the attention output; pattern · v against z; the
-softmax of the scores against the pattern; the pattern against the mask. A model whose outputs or heads come out
-otherwise is refused. One whose values or scores cannot be read keeps the ablations that do not need them, and those
-that do are refused with the reason (`HookedModel.unreadable`).
+ahead; each head's z, through the output projection itself, against the attention output; what one head writes against
+the projection of all; pattern · v against z; the softmax of the scores against the pattern; the pattern against the
+mask. A model whose outputs or heads come out otherwise is refused. One whose values or scores cannot be read keeps the
+ablations that do not need them, and those that do are refused with the reason (`HookedModel.unreadable`).
 """
 
 import math
 from typing import Any, NamedTuple
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from safetyheads.models.attention import hooks_on_heads, scores_before_softmax, sink_scores
+from safetyheads.models.attention import by_head, hooks_on_heads, scores_before_softmax, sink_scores
 from safetyheads.models.blocks import Blocks
+from safetyheads.models.going_on import deviation
 from safetyheads.models.hooked import HookedModel
+from safetyheads.models.outside import outside
 from safetyheads.models.packing import plain_twin
 from safetyheads.models.replaying import visible_keys
 
 TOKENS = 12
 """Length of the made-up rows, where no sliding window asks for more."""
+FOREIGN = (
+    RuntimeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ZeroDivisionError,
+    AssertionError,
+)
+"""What an architecture that is built otherwise raises from within."""
+SUCH_AS = "such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2 or NeoX"
 LONGEST = 512
 """How long a row is run to see past a sliding window; a wider window is not seen past, and the manifest says so."""
 
@@ -75,43 +89,72 @@ def _loose(model: HookedModel) -> float:
     return 1e-4 if model.dtype == torch.float32 else 0.01
 
 
+def checked(model: HookedModel, function: str) -> Checked:
+    """What the gate finds of a model, once for each `function`, its fingerprint.
+
+    Raises ValueError where `check` does, where weights were changed since in a way that the wrapping does not follow,
+    and, in place of an error from within, where the model cannot be run in parts.
+    """
+    about, state = vars(model.hf), (function, outside(model.hf))
+    if about.get("_safetyheads_state") != state:
+        try:
+            if "_safetyheads_state" in about:
+                model.twins.clear()
+                _require_followed(model)
+            found = check(model, about.pop("_safetyheads_reference", None))
+        except FOREIGN as error:
+            raise ValueError(_not_in_parts(model, error)) from error
+        about["_safetyheads_checked"], about["_safetyheads_state"] = found, state
+    known: Checked = about["_safetyheads_checked"]
+    return known
+
+
+def _not_in_parts(model: HookedModel, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {str(error)[:200]}"
+    if hasattr(model.hf.config.get_text_config(), "kv_lora_rank"):
+        reason = "its attention is latent: heads share one compressed key and value"
+    return (
+        f"{model.name} ({type(model.hf).__name__}) cannot be run block by block as these probes do ({reason}); use a "
+        f"decoder {SUCH_AS}"
+    )
+
+
 @torch.no_grad()
 def follow(model: HookedModel, function: str, longest: Int[Tensor, " pos"]) -> dict[str, str]:
-    """What of a model is new since it was last looked at, when prompts are prepared; what cannot be read of it now.
+    """What cannot be read of a model when prompts are prepared; `function` is its fingerprint.
 
-    `function` is its fingerprint. Where weights were changed, the wrapped model is compared with the plain one on the
-    same weights, since the wrapping of some architectures copies them. Where the longest prompt goes past a sliding
-    window that no made-up row went past, it is the row.
+    A model that was changed since it was last looked at is looked at again. Where the longest prompt goes past a
+    sliding window that no made-up row went past, it is the row.
 
-    Raises ValueError if the wrapping does not follow the change.
+    Raises ValueError as `checked` does.
     """
-    about = vars(model.hf)
-    if about.get("_safetyheads_followed") != function:
-        model.twins.clear()
-        _require_followed(model)
-        about["_safetyheads_followed"] = function
+    found = checked(model, function)
     window = _window(model.hf.config.get_text_config())
-    if not model.provenance["gate"]["tokens"] <= window < len(longest):
-        return {}
+    if not found.report["tokens"] <= window < len(longest):
+        return found.unreadable
     ids, worst = longest[None].to(model.device), dict[str, float]()
     for layer, state in enumerate(_climb(model, ids)):
         for name, value in _heads(model, ids, layer, *state).items():
             worst[name] = max(worst.get(name, 0.0), math.inf if math.isnan(value) else value)
-    return _unreadable(worst, 10 * _loose(model))
+    return {**found.unreadable, **_unreadable(worst, 10 * _loose(model))}
 
 
 def _require_followed(model: HookedModel) -> None:
-    """Raise ValueError if the wrapped model gives other logits than the plain one, with no hooks of the caller."""
-    if _hooked(model):
-        return
+    """Raise ValueError if the wrapped model gives other logits than the plain one, with the caller's hooks on it."""
     ids = torch.arange(TOKENS, device=model.device)[None] % model.d_vocab
-    plain = plain_twin(model.hf, "eager", {})(input_ids=ids, use_cache=False).logits
+    plain = plain_twin(model.hf, "eager", {}, hooks=True)(input_ids=ids, use_cache=False).logits
     if plain.isnan().any():
         return  # reported where it is scored
     if not _apart(model.logits(ids), plain) <= 10 * _loose(model):
+        hooked = ", ".join(list(outside(model.hf))[:3])
         raise ValueError(
-            f"{model.name} was changed after load_model in a way that its wrapping does not follow (it keeps parts of "
-            "fused matrices apart), and would be scored as it was before; change a model first and open it afterwards"
+            f"{model.name} was changed after load_model in a way that its wrapping does not follow "
+            + (
+                f"(there are hooks on {hooked})"
+                if hooked
+                else "(it keeps parts of fused matrices apart)"
+            )
+            + ", and would be scored as it was before; change a model first and open it afterwards"
         )
 
 
@@ -135,7 +178,8 @@ def check(model: HookedModel, before: Reference | None) -> Checked:
         if not worst["logits"] <= 10 * loose:
             raise ValueError(
                 f"{model.name}: wrapped by TransformerLens, the model gives other logits than as it came (by "
-                f"{worst['logits']:.1g} of their spread): {_suspects(model)}; what is scored would not be this model"
+                f"{worst['logits']:.1g} of their spread), and what is scored would not be this model: "
+                + _suspects(model)
             )
     ahead = _apart(before.logits[0, :-1], before.logits[1, :-1])
     if not ahead <= 10 * loose:
@@ -144,6 +188,8 @@ def check(model: HookedModel, before: Reference | None) -> Checked:
             "passes; use a causal decoder"
         )
     _require_alike(model)
+    _require_parts(model, ids)
+    _require_hooks_on_every_token(model, ids)
     found = [
         _heads(model, ids[:1], layer, *state) for layer, state in enumerate(_climb(model, ids[:1]))
     ]
@@ -157,6 +203,12 @@ def check(model: HookedModel, before: Reference | None) -> Checked:
             f"{worst['attention output']:.1g} of its size): something stands between them that is not read; "
             "these probes are not defined for it"
         )
+    if not worst["projection"] <= 10 * loose:
+        raise ValueError(
+            f"{model.name}: its output projection is not linear (what two heads write is not the sum of what each "
+            f"does, by {worst['projection']:.1g} of its size): a head's share of it is not defined; use a model with a "
+            "plain projection (the one that was quantised, or without the hook or module around it)"
+        )
     report = {
         "tokens": ids.shape[1],
         "window": _window(model.hf.config.get_text_config()) or None,
@@ -167,10 +219,14 @@ def check(model: HookedModel, before: Reference | None) -> Checked:
 
 def _unreadable(worst: dict[str, float], tolerance: float) -> dict[str, str]:
     unreadable = {}
-    if not worst["values"] <= tolerance or worst["mask"]:
+    if not worst["values"] <= tolerance:
         unreadable["values"] = (
-            "what its attention does with the values is not what can be read (pattern times values is not a head's "
-            "output, or the pattern is not the mask's)"
+            "its attention does more with the values than can be read (a gate or a norm stands after them: pattern "
+            "times values is not a head's output)"
+        )
+    elif worst["mask"]:
+        unreadable["values"] = (
+            "which tokens its heads may see is decided inside attention (the pattern is not the mask's)"
         )
     if not worst["scores"] <= tolerance:
         unreadable["scores"] = (
@@ -198,21 +254,28 @@ def _heads(
         fwd_hooks=hooks_on_heads(layer, kept, scores=True, clip=model.value_clip)
     ):
         attn_out = blocks.attend(layer, resid, call)
-    shape = (*ids.shape, -1, model.d_head)
-    z, v = kept["hook_z"].reshape(shape), kept["hook_v"].reshape(shape)
+    z, v = (by_head(kept[name], model.d_head) for name in ("hook_z", "hook_v"))
     visible = visible_keys(
         (*call.args, *call.kwargs.values()), ids.shape[1], ids.shape[1], ids.device
     )[:, None]
     pattern = kept.get("hook_pattern")
+    projected = {
+        "attention output": _apart(blocks.project(layer, kept["hook_z"]), attn_out),
+        "projection": _projection(blocks, layer, z),
+    }
     if pattern is None:
         return {
-            "attention output": _apart(blocks.project(layer, kept["hook_z"]), attn_out),
+            **projected,
             "values": math.nan,
             "scores": math.nan,
             "mask": 0.0,
         }
     values = v.repeat_interleave(model.n_heads // v.shape[2], 2)
-    mixed = torch.einsum("bhqk,bkhd->bqhd", pattern.to(values.dtype), values)
+    mixed = einsum(
+        pattern.to(values.dtype),
+        values,
+        "row head query key, row key head d_head -> row query head d_head",
+    )
     scores = scores_before_softmax(kept, model.score_softcap).float()
     if cap := model.score_softcap:
         scores = cap * torch.tanh(scores / cap)
@@ -223,11 +286,46 @@ def _heads(
     softmax = scores.softmax(-1)[..., : ids.shape[1]]
     unseen = visible & (pattern == 0).all(1, keepdim=True)
     return {
-        "attention output": _apart(blocks.project(layer, kept["hook_z"]), attn_out),
+        **projected,
         "values": _apart(mixed, z),
         "scores": (softmax - pattern.float()).abs().max().item(),
         "mask": float(((pattern > 0) & ~visible).any() or unseen.any()),
     }
+
+
+def _projection(blocks: Blocks, layer: int, z: Float[Tensor, "row pos head d_head"]) -> float:
+    """How far what single heads write is from what the projection makes of all of them."""
+    shares = torch.linspace(-1, 0.9, z.shape[2], device=z.device, dtype=z.dtype)[:, None]
+    change = z * shares
+    written = [blocks.write(layer, head, change[:, :, head]) for head in range(z.shape[2])]
+    return _apart(
+        torch.stack(written).sum(0), blocks.project(layer, z + change) - blocks.project(layer, z)
+    )
+
+
+def _require_parts(model: HookedModel, ids: Int[Tensor, "2 pos"]) -> None:
+    """Raise ValueError if the model cannot go on from a prefix, or several rows cannot go with one row's call."""
+    blocks = Blocks(model)
+    try:
+        first, _ = blocks.record(ids[:1, : len(ids[0]) // 2], len(ids[0]) // 4)
+        blocks.run(0, blocks.embed(ids[:, : len(ids[0]) // 4]), first[0])
+    except (ValueError, *FOREIGN) as error:
+        raise ValueError(_not_in_parts(model, error)) from error
+
+
+def _require_hooks_on_every_token(model: HookedModel, ids: Int[Tensor, "2 pos"]) -> None:
+    """Raise ValueError if a hook of the caller acts on a place in the rows, which prompts share with others."""
+    if not (hooked := outside(model.hf)):
+        return
+    short = ids[:1, : len(ids[0]) // 2]
+    alone, together = model.logits(short)[0, -1], model.logits(ids)[0, short.shape[1] - 1]
+    apart = max(_apart(together, alone), deviation(model))
+    if not apart <= 10 * _loose(model):
+        raise ValueError(
+            f"{model.name}: hooks on {', '.join(list(hooked)[:3])} act on places in a row (the last, say), and "
+            "prompts share rows and passes, where other tokens stand there; let a hook act on every token alike, or "
+            "use AddDirection or AblateDirection"
+        )
 
 
 def _require_alike(model: HookedModel) -> None:
@@ -265,19 +363,6 @@ def _apart(one: Tensor, other: Tensor) -> float:
     return ((one - other).abs().max() / other.abs().max().clamp_min(1e-6)).item()
 
 
-def _hooked(model: HookedModel) -> list[str]:
-    """The modules on which the caller has set hooks."""
-    own = ("transformer_lens.", "safetyheads.", "accelerate.", "peft.")
-    return [
-        name.replace("._original_component", "").replace(".original_component", "")
-        for name, module in model.hf.named_modules()
-        if any(
-            not f"{getattr(h, '__module__', '')}.".startswith(own)
-            for h in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        )
-    ]
-
-
 def _suspects(model: HookedModel) -> str:
     """What of a model TransformerLens' attention is known to pass by."""
     config: Any = model.hf.config
@@ -286,9 +371,9 @@ def _suspects(model: HookedModel) -> str:
         for name, usual in (("scale_attn_weights", True), ("reorder_and_upcast_attn", False))
         if getattr(config, name, usual) != usual
     ]
-    hooked = _hooked(model)
+    hooked = list(outside(model.hf))
     if names:
-        return f"its attention ignores {', '.join(names)}"
+        return f"its attention ignores {', '.join(names)}; use a model without"
     if hooked:
         return f"hooks are set on {', '.join(hooked[:3])}, which it may pass by; remove them before opening the model"
-    return "its attention computes something else"
+    return f"its attention computes something else; use a decoder that it runs right, {SUCH_AS}"

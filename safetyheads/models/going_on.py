@@ -21,7 +21,7 @@ def cache_fault(model: HookedModel) -> str | None:
     The next token's logits of two rows, the shared tokens run once, are compared with those of a plain pass.
     """
     if model not in _DEVIATIONS:
-        _DEVIATIONS[model] = _deviation(model)
+        _DEVIATIONS[model] = deviation(model)
     found = _DEVIATIONS[model]
     # Wide enough for half precision; a cache that is passed by moves the logits by about their spread.
     if found <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.2):
@@ -34,7 +34,7 @@ def cache_fault(model: HookedModel) -> str | None:
 
 
 @torch.inference_mode()
-def _deviation(model: HookedModel) -> float:
+def deviation(model: HookedModel) -> float:
     """By how much the logits differ, in standard deviations of the plain pass's."""
     from transformers import DynamicCache
 

@@ -14,14 +14,11 @@ import torch
 from safetyheads.models.cache_names import name_caches
 from safetyheads.models.checkpoints import is_known, load_checkpoint
 from safetyheads.models.fingerprint import fingerprint
-from safetyheads.models.gate import Checked, check, reference
+from safetyheads.models.gate import FOREIGN, SUCH_AS, checked, reference
 from safetyheads.models.hooked import HookedModel, ModelSource
 from safetyheads.models.scaling import follow_scaling
 from safetyheads.models.unwrapping import unwrapped
 from safetyheads.versions import warn_of_untried
-
-FOREIGN = (RuntimeError, AttributeError, KeyError, IndexError, TypeError, ZeroDivisionError)
-"""What an architecture that is built otherwise raises from within."""
 
 
 def load_model(
@@ -125,27 +122,10 @@ def _opened(
     }
     provenance = {**provenance, "dtype": str(dtype).removeprefix("torch."), "versions": versions}
     model = HookedModel(bridge, tokenizer, name, provenance, opened_from)
-    checked = _checked(model)
-    provenance["gate"] = checked.report
-    vars(model.hf)["_safetyheads_followed"] = fingerprint(model.hf)
+    found = checked(model, fingerprint(model.hf))
+    provenance["gate"] = found.report
     # Deviations are a machine's own; in the manifest they would keep two machines' readings apart.
-    return replace(model, deviations=checked.deviations, unreadable=checked.unreadable)
-
-
-def _checked(model: HookedModel) -> Checked:
-    """What the gate finds of a model, once; an error from within it says that the model cannot be run in parts."""
-    about = vars(model.hf)
-    if "_safetyheads_checked" not in about:
-        try:
-            about["_safetyheads_checked"] = check(model, about.pop("_safetyheads_reference", None))
-        except FOREIGN as error:
-            raise ValueError(
-                f"{model.name} ({type(model.hf).__name__}) cannot be run block by block as these probes do "
-                f"({type(error).__name__}: {str(error)[:200]}); use a decoder such as Llama, Mistral, Qwen, Gemma, "
-                "Phi, GPT-2 or NeoX"
-            ) from error
-    found: Checked = about["_safetyheads_checked"]
-    return found
+    return replace(model, deviations=found.deviations, unreadable=found.unreadable)
 
 
 def _boot(hf: Any, name: str) -> Any:
@@ -162,7 +142,7 @@ def _boot(hf: Any, name: str) -> Any:
     except (ValueError, *FOREIGN) as error:
         raise ValueError(
             f"{name}: TransformerLens cannot wrap the architecture {architecture} ({str(error)[:300]}); "
-            "use a decoder that it supports, such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2 or NeoX"
+            f"use a decoder that it supports, {SUCH_AS}"
         ) from error
     # Past nn.Module.__setattr__, which would make the bridge a submodule of the model that it wraps.
     object.__setattr__(hf, "_safetyheads_bridge", bridge)

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from safetyheads.models.outside import is_callers
 from safetyheads.models.replaying import BlockCall, SharedPrefix, visible_keys
 
 
@@ -60,7 +62,7 @@ class Packing:
         self, rows: Float[Tensor, "variant prompt pos d"]
     ) -> Float[Tensor, "variant packed d"]:
         """The prefix once, unless it was run before; then all prompts without it and without padding."""
-        rest = rows[:, :, self.behind + self.prefix :].flatten(1, 2)[:, self.kept]
+        rest = self._without_padding(rows[:, :, self.behind + self.prefix :])
         return torch.cat([rows[:, 0, : self.prefix], rest], 1) if self.prefix else rest
 
     def call(self, first: BlockCall | None, rest: BlockCall) -> BlockCall:
@@ -112,14 +114,16 @@ class Packing:
             out = nn.functional.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=mask, scale=scale
             )
-            return out.transpose(1, 2)
+            return rearrange(out, "row head pos d_head -> row pos head d_head")
 
         keys, values = (
             torch.cat([first.repeat_interleave(self.prompts, 0), self._rows(t)], 2)
             for first, t in zip(before, (key, value), strict=True)
         )
         rows = attention(self._rows(query), keys, values, self.masks[1])
-        rest = rows.unflatten(0, (len(query), -1)).flatten(1, 2)[:, self.kept]
+        rest = self._without_padding(
+            rearrange(rows, "(variant prompt) ... -> variant prompt ...", variant=len(query))
+        )
         if not cut:
             return rest
         first = attention(query[:, :, :cut], key[:, :, :cut], value[:, :, :cut], self.masks[0])
@@ -128,8 +132,16 @@ class Packing:
     def _rows(
         self, packed: Float[Tensor, "variant head packed d_head"]
     ) -> Float[Tensor, "row head pos d_head"]:
-        rows = packed[:, :, self.prefix :][:, :, self.unpacked]
-        return rows.unflatten(2, (self.prompts, -1)).transpose(1, 2).flatten(0, 1)
+        return rearrange(
+            packed[:, :, self.prefix :][:, :, self.unpacked],
+            "variant head (prompt pos) d_head -> (variant prompt) head pos d_head",
+            prompt=self.prompts,
+        )
+
+    def _without_padding(
+        self, rows: Float[Tensor, "variant prompt pos *d"]
+    ) -> Float[Tensor, "variant packed *d"]:
+        return rearrange(rows, "variant prompt pos ... -> variant (prompt pos) ...")[:, self.kept]
 
 
 def packed_attention(
@@ -158,22 +170,49 @@ def block_beneath(block: Any, kernel: str) -> tuple[nn.Module, nn.Module]:
     return plain_twin(block, kernel, twins), twins[block.attn]
 
 
-def plain_twin(module: nn.Module, kernel: str, twins: dict[nn.Module, nn.Module]) -> nn.Module:
+def plain_twin(
+    module: nn.Module, kernel: str, twins: dict[nn.Module, nn.Module], *, hooks: bool = False
+) -> nn.Module:
     """A module as it was before the bridge wrapped it, with attention by `kernel`, on the same weights; `twins` gets
-    every module's."""
+    every module's. With `hooks`, those that the caller set are on it."""
     wrapped = innermost(module)
-    twin = copy.copy(wrapped)
-    # A forward that accelerate once replaced is left bound to the module that it came from.
-    if getattr(vars(twin).get("forward"), "__self__", None) is wrapped:
-        del vars(twin)["forward"]
-    twin._modules = {n: m and plain_twin(m, kernel, twins) for n, m in wrapped._modules.items()}
+    twin: nn.Module = object.__new__(
+        type(wrapped)
+    )  # copy.copy refuses a module with parametrizations
+    vars(twin).update(vars(wrapped))
+    # A forward that accelerate or the caller replaced is left bound to the module that it came from.
+    own: Any = vars(twin).get("forward")
+    if getattr(own, "__self__", None) is wrapped:
+        vars(twin)["forward"] = own.__func__.__get__(twin)
+    twin._modules = {
+        n: m and plain_twin(m, kernel, twins, hooks=hooks) for n, m in wrapped._modules.items()
+    }
     twin._forward_hooks = type(wrapped._forward_hooks)()
+    if hooks:
+        _take_hooks(module, twin)
     if (config := getattr(twin, "config", None)) is not None:
-        own: Any = copy.copy(config)
-        own._attn_implementation = kernel
-        twin.config = own
+        own_config: Any = copy.copy(config)
+        own_config._attn_implementation = kernel
+        twin.config = own_config
     twins[module] = twin
     return twin
+
+
+def _take_hooks(module: Any, twin: nn.Module) -> None:
+    """Set on a twin what the caller set on the module that the bridge wrapped, or on the wrapper."""
+    layers, inner = [module], innermost(module)
+    while layers[-1] is not inner:
+        layers.append(layers[-1].original_component)
+    twin._forward_pre_hooks = type(twin._forward_pre_hooks)()
+    for layer in reversed(layers):
+        for number, hook in layer._forward_pre_hooks.items():
+            if is_callers(hook):
+                kwargs = number in layer._forward_pre_hooks_with_kwargs
+                twin.register_forward_pre_hook(hook, with_kwargs=kwargs)
+        for number, hook in layer._forward_hooks.items():
+            if is_callers(hook):
+                kwargs = number in layer._forward_hooks_with_kwargs
+                twin.register_forward_hook(hook, with_kwargs=kwargs)
 
 
 def innermost(module: Any) -> Any:

@@ -16,6 +16,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -305,7 +306,13 @@ def _add_hover(figure: Any, values: Float[Tensor, "query key"], place: Panel, co
     block = -(-size // HOVER_CELLS)
     pad = -size % block
     padded = torch.nn.functional.pad(values, (0, pad, 0, pad), value=torch.nan)
-    means = padded.unflatten(1, (-1, block)).unflatten(0, (-1, block)).nanmean((1, 3))
+    blocks = rearrange(
+        padded,
+        "(query inside) (key within) -> query key (inside within)",
+        inside=block,
+        within=block,
+    )
+    means = blocks.nanmean(-1)
     about = "" if block == 1 else "around "
     figure.add_heatmap(
         z=means.numpy(),

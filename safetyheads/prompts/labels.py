@@ -14,7 +14,8 @@ _STRONG = {
     **dict.fromkeys(
         _set(
             "harmful harm harmfulness toxic toxicity malicious maliciousness jailbreak jailbreaking attack injection "
-            "dangerous danger hateful abusive offensive misuse violation violating flagged nsfw inappropriate illegal"
+            "dangerous danger hateful abusive offensive misuse violation violating flagged nsfw inappropriate illegal "
+            "severity"
         ),
         True,
     ),
@@ -40,7 +41,7 @@ _MARKS = _DUTIES | _set(
     "is are be label labels labelled flag flags level annotation annotated gold score scores rating probability"
 )
 _NOUNS = _set(
-    "harm harmfulness toxicity maliciousness danger misuse violation violating flagged nsfw"
+    "harm harmfulness toxicity maliciousness danger misuse violation violating flagged nsfw severity"
 )
 _ASIDE = _MARKS | _set(
     "a the to prompt prompts request requests query queries question questions instruction instructions goal goals "

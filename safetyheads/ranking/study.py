@@ -26,6 +26,8 @@ from safetyheads.storage.files import write_whole
 
 DEFAULT_ABLATIONS: tuple[Ablation, ...] = (UndifferentiatedAttention(), ScalingContribution())
 DEFAULT_METRIC = RefusalShift()
+OF_PROMPTS = ("prompts", "harmless", "column", "label", "encoding", "path")
+"""What `load_prompts` takes."""
 Null = Literal["labels", "layer", "random_init"]
 """What heads must rise above not to be drawn grey."""
 
@@ -55,8 +57,9 @@ class Study:
 
     model: Any
     """A name, Hub id, folder, `.gguf` file, `(model, tokenizer)` of Hugging Face, TransformerBridge or HookedModel."""
-    dataset: PromptSet | Sequence[str] | str | Path
-    """A name such as "builtin" or "jailbreakbench", a file, a list of strings, or a PromptSet."""
+    dataset: PromptSet | Sequence[str] | str | Path | Mapping[str, Any]
+    """A name such as "builtin" or "jailbreakbench", a file, a list of strings, a PromptSet, or `prompts` with what else
+    `load_prompts` takes: `{"prompts": "bad.txt", "harmless": "good.txt"}`."""
     ablations: Ablation | str | Sequence[Ablation | str] = DEFAULT_ABLATIONS
     """What is done to each head; a tuple of values once the study is made."""
     metric: Metric | str = DEFAULT_METRIC
@@ -77,6 +80,12 @@ class Study:
     """How many heads are shown, raced for, and whose recall a screen estimates."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.dataset, Mapping):
+            for name in self.dataset:
+                if name not in OF_PROMPTS:
+                    raise unknown("a field of the dataset", name, OF_PROMPTS)
+            if "prompts" not in self.dataset:
+                raise ValueError("the dataset names no prompts; give a name or a file as prompts")
         ablations = as_ablations(self.ablations)
         names = [ablation.name for ablation in ablations]
         if len(set(names)) < len(names):
@@ -100,13 +109,20 @@ class Study:
         for name, value in settled.items():
             object.__setattr__(self, name, value)
 
+    def read(self) -> PromptSet:
+        """The prompts, all of them; raises what `load_prompts` raises."""
+        if not isinstance(self.dataset, Mapping):
+            return load_prompts(self.dataset)
+        given = {**self.dataset}
+        return load_prompts(given.pop("prompts"), **given)
+
     def open(self) -> Opened:
         """Open the model, read the prompts and tokenise each side once.
 
         Raises ValueError for a top larger than the model or a null that needs harmless prompts where there are none,
         and what `load_model` and `load_prompts` raise.
         """
-        prompts = load_prompts(self.dataset)
+        prompts = self.read()
         if self.null == "random_init" and not prompts.harmless:
             raise ValueError(
                 f"null='random_init' compares harmful with harmless prompts, and {prompts.name} has no harmless ones"
@@ -132,12 +148,15 @@ class Study:
         lines = []
         for name, what in (("model", "load_model"), ("dataset", "load_prompts")):
             value = getattr(self, name)
-            if not isinstance(value, str | Path):
+            if name == "dataset" and isinstance(value, Mapping):
+                named = all(isinstance(one, str | Path | bool | None) for one in value.values())
+                value = {k: v for k, v in value.items() if v is not None} if named else value
+            if not isinstance(value, str | Path) and not (isinstance(value, Mapping) and named):
                 raise ValueError(
                     f"the study's {name} is a {type(value).__name__}, which a file cannot hold; give a name or a path "
                     f"that {what} takes"
                 )
-            lines.append(f"{name} = {_toml(str(value))}")
+            lines.append(f"{name} = {_toml(value)}")
         for name in ("template", "limit", "null", "top_k"):
             if (value := getattr(self, name)) is not None:
                 lines.append(f"{name} = {_toml(value)}")
@@ -203,6 +222,8 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, Path):
+        value = str(value)
     if isinstance(value, str):
         # A TOML string escapes as JSON does, which leaves out DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -108,7 +108,11 @@ def _climbed(groups: Sequence[Rows], ablations: Sequence[Ablation]) -> list[_Asc
             for ablation in ablations
             for head in range(model.n_heads)
         ]
-        grid = torch.stack(new, 2).unflatten(2, (len(ablations), -1))
+        grid = rearrange(
+            new,
+            "(ablation head) row pos d_head -> row pos ablation head d_head",
+            ablation=len(ablations),
+        )
         kept = seen[id(rows)]
         kept[1].append(site.resid)
         kept[2].append(grid - site.acts.z[:, :, None])
@@ -204,9 +208,9 @@ class _Sketch:
         self, changes: Float[Tensor, "layer head prompt direction"]
     ) -> Float[Tensor, "layer head"]:
         base = self.base.to(changes)
-        moved = (base + changes).flatten(0, 1)
+        moved = rearrange(base + changes, "layer head ... -> (layer head) ...")
         values, _ = self.metric.score(self.metric.gather(moved, base))
-        return values.reshape(changes.shape[:2])
+        return rearrange(values, "(layer head) -> layer head", layer=len(changes))
 
 
 def _view(

@@ -353,8 +353,46 @@ def test_harmless_prompts_beside_are_passed_on(calls, monkeypatch):
         "safetyheads.prompts.load_prompts",
         lambda x, **more: given.update(x=x, **more) or "the prompts",
     )
-    assert main(["rank", "--prompts", "a.txt", "--harmless", "b.txt"]) == 0
-    assert (given["x"], given["harmless"]) == ("a.txt", "b.txt")
+    assert (
+        main(
+            [
+                "rank",
+                "--prompts",
+                "a.txt",
+                "--harmless",
+                "b.txt",
+                "--label",
+                "none",
+                "--encoding",
+                "cp1252",
+            ]
+        )
+        == 0
+    )
+    beside = {"harmless": "b.txt", "label": False, "encoding": "cp1252"}
+    assert given == {"x": "a.txt"} | beside
+
+
+@pytest.mark.parametrize(
+    ("told", "advice", "followed"),
+    [
+        ("prompt,label\nHow,1\nWhat,0\n", "say --label none if every", "none"),
+        ("prompt,is_safe,harmful\nHow,1,1\nWhat,0,0\n", "counts with --label", "harmful"),
+    ],
+)
+def test_an_errors_advice_can_be_followed_there(
+    calls, monkeypatch, tmp_path, capsys, told, advice, followed
+):
+    monkeypatch.undo()
+    (tmp_path / "a.csv").write_text(told)
+    typed = ["rank", "--model", str(tmp_path / "no-model"), "--prompts", str(tmp_path / "a.csv")]
+    typed += ["--out", str(tmp_path / "out")]
+    assert main(typed) == 2
+    assert advice in capsys.readouterr().err
+    assert main([*typed, "--label", followed]) == 2
+    assert (
+        "no-model" in capsys.readouterr().err
+    )  # the prompts are read: what is missing is the model
 
 
 def test_help_names_what_the_library_knows(capsys):

@@ -1,6 +1,5 @@
 """A sweep over groups of heads, some of them given, agrees with one plain hooked forward pass each."""
 
-import copy
 from dataclasses import replace
 
 import pytest
@@ -19,31 +18,28 @@ from safetyheads.interventions.ablations import (
 )
 from safetyheads.metrics import Ships
 from safetyheads.models.blocks import Blocks
-from safetyheads.models.opening import load_model
-from tests.oracles import PlainModel, kl
-from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
+from tests.oracles import kl, plain
+from tests.zoo import CONFIGS, RAGGED, opened, tokenizer
 
 GIVEN = (Head(1, 1), Head(2, 5))
 GROUPS = [
-    *((Head(*at),) for at in [(0, 4), (1, 0), (2, 0), (3, 5)]),  # below, between, above the given
-    (Head(0, 4), Head(2, 1)),
+    *((Head(*at),) for at in [(0, 4), (2, 0)]),  # below and between the given
     (Head(1, 2), Head(1, 3), Head(3, 0)),
 ]
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
 def zoo(request):
-    hf = random_model(CONFIGS[request.param]())
-    return PlainModel(copy.deepcopy(hf)), load_model(hf, tokenizer())
+    return plain(request.param), opened(request.param)
 
 
 @pytest.fixture(scope="module")
 def llama():
-    hf = random_model(CONFIGS["llama"]())
-    return PlainModel(copy.deepcopy(hf)), load_model(hf, tokenizer())
+    return plain("llama"), opened("llama")
 
 
-PROMPTS = [tokenizer()(text)["input_ids"] for text in RAGGED]
+TEXTS = RAGGED[:2]
+PROMPTS = [tokenizer()(text)["input_ids"] for text in TEXTS]
 
 
 def variants_of(ablation):
@@ -54,7 +50,7 @@ def variants_of(ablation):
 
 
 def ships_given(model, given):
-    return replace(measure(prepare(model, RAGGED), metric=Ships()), given=given)
+    return replace(measure(prepare(model, TEXTS), metric=Ships()), given=given)
 
 
 def swept_kl(model, ablation, given, **options):

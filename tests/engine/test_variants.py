@@ -1,6 +1,5 @@
 """Directions and walks run through the sweep of heads: do they agree with one plain hooked forward pass each?"""
 
-import copy
 import functools
 from dataclasses import replace
 
@@ -22,7 +21,7 @@ from safetyheads.interventions.site import AllAtOnce, Variant
 from safetyheads.metrics import Ships
 from safetyheads.models.opening import load_model
 from safetyheads.storage.store import Store
-from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
+from tests.zoo import CONFIGS, RAGGED, opened, random_model, tokenizer
 
 PROMPTS = [torch.tensor([tokenizer()(text)["input_ids"]]) for text in RAGGED]
 QUIET = Execution(progress=False)
@@ -98,14 +97,12 @@ class Plain:
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
 def zoo(request):
-    hf = random_model(CONFIGS[request.param]())
-    return request.param, Plain(copy.deepcopy(hf)), load_model(hf, tokenizer())
+    return request.param, Plain(random_model(CONFIGS[request.param]())), opened(request.param)
 
 
 @pytest.fixture(scope="module")
 def llama():
-    hf = random_model(CONFIGS["llama"]())
-    return Plain(copy.deepcopy(hf)), load_model(hf, tokenizer())
+    return Plain(random_model(CONFIGS["llama"]())), opened("llama")
 
 
 def vectors(model, count=3):
@@ -196,7 +193,7 @@ def test_several_at_once_are_what_their_plain_hooks_do_together(zoo):
     assert_close(swept.readings, torch.stack(expected))
 
 
-@pytest.mark.parametrize("rows", [1, 4, None])
+@pytest.mark.parametrize("rows", [1, None])
 def test_heads_and_a_direction_at_once_agree_with_whole_passes(llama, rows):
     """In flight, heads and directions are tested alone against plain hooks."""
     _, model = llama
@@ -224,7 +221,7 @@ def test_what_is_given_is_ablated_under_a_direction_too(llama):
     (one, *_), zero = vectors(model), ZeroAblation()
     given = AblateHeads((Head(0, 1), Head(2, 3)), zero)
     measurement = replace(ships_of(model), given=given)
-    for first in (0, 1, 2):
+    for first in (0, 2):
         together = AllAtOnce((AblateDirection(one, first), given))
         swept = sweep(measurement, [AblateDirection(one, first)])
         assert swept.exact_resume
@@ -234,9 +231,8 @@ def test_what_is_given_is_ablated_under_a_direction_too(llama):
 def test_what_sweeps_in_one_order_sweeps_in_another_and_beside_heads(llama):
     plain, model = llama
     variants = [
-        *line(plain, 2).steps(4),
-        *map(AblateDirection, vectors(model)),
-        AblateHead(Head(0, 0), ZeroAblation()),
+        *line(plain, 2).steps(2),
+        AblateDirection(vectors(model)[0]),
         AblateHead(Head(2, 5), ZeroAblation()),
     ]
     measurement = ships_of(model)

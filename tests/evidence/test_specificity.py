@@ -11,12 +11,11 @@ from safetyheads.engine.execution import Execution
 from safetyheads.evidence.specificity import null_band, specificity
 from safetyheads.evidence.stability import rank_stability
 from safetyheads.heads import HeadScores
-from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import PromptSet
 from tests.evidence.made_up import made_up_angles, scores
 from tests.test_stats import normal, worst_gap_to_uniform
-from tests.zoo import CONFIGS, random_model, sentence, tokenizer
+from tests.zoo import opened, sentence
 
 QUIET = Execution(progress=False)
 
@@ -91,8 +90,7 @@ def test_p_values_of_a_model_whose_labels_are_random_are_uniform():
     """One sweep of a random network; its prompts are then dealt into harmful and harmless a few hundred times."""
     words = torch.randint(6, 97, (20, 4), generator=torch.Generator().manual_seed(0)).tolist()
     prompts = PromptSet("dealt", tuple(sentence(*ids) for ids in words), ())
-    model = load_model(random_model(CONFIGS["llama"]()), tokenizer())
-    swept = score_heads(model, prompts, execution=QUIET)
+    swept = score_heads(opened("llama"), prompts, execution=QUIET)
     generator, p = torch.Generator().manual_seed(1), []
     for _ in range(120):
         order = torch.randperm(20, generator=generator)

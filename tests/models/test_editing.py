@@ -1,7 +1,5 @@
 """Heads ablated in flight: in whole passes, in generation with a cache, block by block, row by row."""
 
-import copy
-
 import pytest
 import torch
 from transformers import DynamicCache
@@ -21,8 +19,8 @@ from safetyheads.models.editing import editing
 from safetyheads.models.opening import load_model
 from safetyheads.models.replaying import SharedPrefix
 from safetyheads.prompts import tokenize
-from tests.oracles import PlainModel
-from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
+from tests.oracles import PlainModel, Shrunk, plain
+from tests.zoo import CONFIGS, RAGGED, opened, random_model, tokenizer
 
 GROUP = (Head(0, 1), Head(1, 2), Head(1, 5), Head(3, 0))
 """Two heads of one layer, and of different key/value groups where there are groups."""
@@ -30,8 +28,7 @@ GROUP = (Head(0, 1), Head(1, 2), Head(1, 5), Head(3, 0))
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
 def zoo(request):
-    hf = random_model(CONFIGS[request.param]())
-    return PlainModel(copy.deepcopy(hf)), load_model(hf, tokenizer())
+    return plain(request.param), opened(request.param)
 
 
 def ids_of(text):
@@ -45,17 +42,18 @@ def last(model, ids, **options):
 
 def plainly(plain, ids, ablation):
     """The group ablated by one plain hook or changed weight a head, all at once."""
-    hooks = []
+    hooks, shrunk = [], []
     for layer, head in GROUP:
         if isinstance(ablation, UndifferentiatedAttention):
             change = plain.undifferentiated(layer, head, ablation.epsilon)
-            if isinstance(change, PlainModel):
-                plain = change
+            if isinstance(change, Shrunk):
+                shrunk += change.rows
             else:
                 hooks += change
         else:
             hooks += plain.writing_z(layer, head, lambda z: z * ablation.epsilon)
-    return plain.run(ids[0].tolist(), hooks)[0]
+    change = Shrunk(tuple(shrunk), ablation.epsilon) if shrunk else hooks
+    return plain.run(ids[0].tolist(), change)[0]
 
 
 SCALED_QUERY = UndifferentiatedAttention(0.3)  # needs the values, the mask and the scores

@@ -41,12 +41,28 @@ def config(hf):
     hf.config.rms_norm_eps = 0.1
 
 
+def swapped(hf):
+    rows = hf.model.layers[1].self_attn.o_proj.weight.data
+    rows[[0, 5]] = rows[[5, 0]]
+
+
+def scale(hf):
+    hf.model.layers[1].self_attn.scaling = 3.0
+
+
+def hook(hf):
+    hf.lm_head.register_forward_hook(lambda _module, _args, out: out.tanh())
+
+
 def one_sign(hf):
     hf.model.norm.weight.data[3] *= -1
 
 
-@pytest.mark.parametrize("change", [halve, behind_autograd, buffer, config, one_sign])
-def test_a_change_of_weights_buffers_or_config_changes_it(hf, change):
+CHANGES = [halve, behind_autograd, swapped, scale, buffer, config, hook, one_sign]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_the_function_changes_it(hf, change):
     before = fingerprint(hf)
     change(hf)
     assert fingerprint(hf) != before
@@ -67,7 +83,7 @@ def scored(model, folder=None):
     ).values
 
 
-@pytest.mark.parametrize("change", [halve, behind_autograd])
+@pytest.mark.parametrize("change", [halve, swapped, scale])
 def test_a_store_does_not_serve_readings_of_weights_that_were_edited_since(hf, tmp_path, change):
     model = load_model(hf, tokenizer())
     first = scored(model, tmp_path)
@@ -86,3 +102,12 @@ def test_a_store_does_not_serve_readings_of_another_rope(tmp_path):
     first, second = (scored(model, tmp_path) for model in models)
     assert (first - second).abs().max() > 1e-4
     assert torch.equal(second, scored(models[1]))
+
+
+def test_a_store_cannot_tell_hooks_apart(hf, tmp_path):
+    model = load_model(hf, tokenizer())
+    first = scored(model)
+    hook(hf)
+    assert (scored(model) - first).abs().max() > 1e-4
+    with pytest.raises(ValueError, match=r"has hooks on lm_head: a store cannot tell"):
+        scored(model, tmp_path)

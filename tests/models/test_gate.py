@@ -80,7 +80,7 @@ def test_models_of_the_zoo_pass_and_the_manifest_says_what_was_compared(name):
     model = load_model(random_model(CONFIGS[name]()), tokenizer())
     report = model.provenance["gate"]
     assert model.unreadable == {}
-    compared = {"logits", "attention output", "values", "scores", "mask"}
+    compared = {"logits", "attention output", "projection", "values", "scores", "mask"}
     assert set(report["compared"]) == set(model.deviations) == compared
     assert max(model.deviations.values()) < 1e-4
     window = getattr(model.hf.config, "sliding_window", None)
@@ -158,7 +158,7 @@ def test_a_window_wider_than_the_made_up_rows_is_looked_at_when_prompts_go_past_
     model = load_model(hf, tokenizer())
     assert model.unreadable == {}
     scored(model, UndifferentiatedAttention())
-    with pytest.raises(ValueError, match="the pattern is not the mask's"):
+    with pytest.raises(ValueError, match="inside attention"):
         scored(model, UndifferentiatedAttention(), [sentence(*range(20, 40))])
 
 
@@ -176,6 +176,42 @@ def test_hooks_that_the_wrapper_passes_by_are_refused_by_place():
     hf.model.layers[2].self_attn.register_forward_hook(lambda m, a, out: (out[0] * 2, *out[1:]))
     with pytest.raises(ValueError, match=r"hooks are set on model\.layers\.2\.self_attn"):
         load_model(hf, tokenizer())
+
+
+def doubled(out):
+    return out * 2
+
+
+def last(out):
+    out[:, -1] *= 2
+    return out
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [(doubled, None), (torch.tanh, "is not linear"), (last, "act on places in a row")],
+)
+def test_a_hook_on_the_output_projection_is_heeded_or_refused(change, refusal):
+    hf = build("LlamaConfig", **SIZES, head_dim=4)
+    plain = copy.deepcopy(hf)
+    for model in (hf, plain):
+        projection = model.model.layers[1].self_attn.o_proj
+        projection.register_forward_hook(lambda _module, _args, out: change(out))
+    if refusal:
+        with pytest.raises(ValueError, match=refusal):
+            load_model(hf, tokenizer())
+        return
+    expected = zeroed(plain, [layer.self_attn.o_proj for layer in plain.model.layers])
+    found = scored(load_model(hf, tokenizer()))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4, check_dtype=False)
+
+
+def test_attention_that_is_changed_after_opening_is_refused():
+    model = load_model(build("LlamaConfig", **SIZES), tokenizer())
+    attention = model.hf.model.layers[1].self_attn
+    attention._original_component.register_forward_hook(lambda m, a, out: (out[0] * 2, *out[1:]))
+    with pytest.raises(ValueError, match=r"does not follow .there are hooks on model\.layers\.1"):
+        scored(model)
 
 
 def test_a_model_in_training_mode_is_scored_in_evaluation_mode():
@@ -284,8 +320,12 @@ LATENT = {
     "first_k_dense_replace": 2,
     "n_shared_experts": 1,
 }
+XGLM = {"vocab_size": 97, "d_model": 24, "num_layers": 2, "attention_heads": 6, "ffn_dim": 40}
+HYBRID = {**SIZES, "mamba_d_ssm": 24, "mamba_n_heads": 6, "mamba_d_head": 4, "mamba_n_groups": 1}
 REFUSED = {
-    "latent attention": ("DeepseekV3Config", LATENT, "cannot be run block by block|another width"),
+    "mask of its own": ("XGLMConfig", XGLM, "cannot be run block by block"),
+    "states beside heads": ("FalconH1Config", HYBRID, "cannot be run block by block"),
+    "latent attention": ("DeepseekV3Config", LATENT, "its attention is latent"),
     "ALiBi": ("FalconConfig", {**FALCON, "alibi": True}, "ALiBi"),
 }
 

@@ -243,7 +243,7 @@ def ablated_at_layer_6(model, batch):
 def test_gpt2_small_with_random_weights_loads_and_resumes_at_layer_6():
     from transformers import GPT2Config
 
-    model = load_model(random_model(GPT2Config(), spread=0.05), tokenizer())
+    model = load_model(random_model(GPT2Config(vocab_size=97), spread=0.05), tokenizer())
     assert (model.n_layers, model.n_heads, model.d_head, model.context) == (12, 12, 64, 1024)
     batch = tokenize([sentence(10, 11, 12, 13, 14)], tokenizer())
     assert_resumes_at_layer_6(model, batch.ids)

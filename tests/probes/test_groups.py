@@ -19,8 +19,8 @@ from safetyheads.metrics import GeneralizedShips, RefusalShift
 from safetyheads.models.opening import load_model
 from safetyheads.plots.groups import plot_group_curve
 from safetyheads.probes.groups import GroupSearch, HeadGroup, score_groups, search_heads
-from tests.oracles import PlainModel, kl
-from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
+from tests.oracles import kl, plain
+from tests.zoo import CONFIGS, RAGGED, opened, random_model, tokenizer
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 QUIET = Execution(progress=False)
@@ -29,7 +29,7 @@ FEW = GroupSearch(samples=3)
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +40,13 @@ def group(model):
 @pytest.fixture(scope="module")
 def joint_kl():
     """Mean KL of a set of heads, one plain pass with all its hooks for each prompt."""
-    plain = PlainModel(random_model(CONFIGS["llama"]()))
+    whole = plain("llama")
     prompts = [tokenizer()(text)["input_ids"] for text in RAGGED]
-    bases = [plain.run(ids)[0] for ids in prompts]
+    bases = [whole.run(ids)[0] for ids in prompts]
 
     def score(heads):
-        hooks = [hook for head in heads for hook in plain.writing_z(*head, torch.zeros_like)]
-        values = [kl(b, plain.run(i, hooks)[0]) for b, i in zip(bases, prompts, strict=True)]
+        hooks = [hook for head in heads for hook in whole.writing_z(*head, torch.zeros_like)]
+        values = [kl(b, whole.run(i, hooks)[0]) for b, i in zip(bases, prompts, strict=True)]
         return sum(values) / len(values)
 
     return score

@@ -6,16 +6,15 @@ import torch
 from safetyheads.engine.execution import Execution
 from safetyheads.interventions.ablations import ScalingContribution
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
-from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads, score_heads_together
-from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
+from tests.zoo import RAGGED, opened
 
 METRICS = [Ships(), RefusalShift(), GeneralizedShips("right", 2), GeneralizedShips("feature0")]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 def test_each_metric_scores_as_it_does_alone(model, tmp_path):

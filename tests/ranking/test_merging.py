@@ -20,7 +20,7 @@ from safetyheads.ranking.merging import PART, merge_rankings, merge_scores, rank
 from safetyheads.ranking.ranking import rank
 from safetyheads.ranking.study import Study
 from safetyheads.storage.store import Store
-from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
+from tests.zoo import CONFIGS, RAGGED, opened, random_model, tokenizer
 
 PROMPTS = PromptSet("mine", tuple(RAGGED), ("w7 w8", "w9 w10 w11"))
 QUIET = {"execution": Execution(progress=False)}
@@ -32,7 +32,7 @@ def into(store, rows=None):
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 def contents(folder):

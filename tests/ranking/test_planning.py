@@ -10,14 +10,13 @@ from safetyheads.cli.main import main
 from safetyheads.engine.execution import Execution
 from safetyheads.engine.kernels import Padded
 from safetyheads.interventions.ablations import UndifferentiatedAttention
-from safetyheads.models.opening import load_model
 from safetyheads.prompts import PromptSet, tokenize
 from safetyheads.ranking import planning
 from safetyheads.ranking.planning import plan, say_cost
 from safetyheads.ranking.ranking import rank_safety_heads
 from safetyheads.ranking.study import Study
 from safetyheads.screening.audit import Screened
-from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
+from tests.zoo import CONFIGS, RAGGED, opened, random_model, sentence, tokenizer
 
 HARMFUL = [sentence(*range(5, 12), n, n + 1) for n in range(20, 27)]
 HARMLESS = [sentence(*range(5, 12), n) for n in range(30, 34)]
@@ -28,7 +27,7 @@ PROMPTS = PromptSet(
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 @pytest.mark.parametrize("rows", [None, 3, 14])

@@ -20,7 +20,7 @@ from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import PromptSet
 from safetyheads.ranking.ranking import Ranking, rank_safety_heads
-from tests.zoo import CONFIGS, random_model, sentence, tokenizer
+from tests.zoo import CONFIGS, opened, random_model, sentence, tokenizer
 
 QUIET = Execution(progress=False)
 
@@ -34,7 +34,7 @@ PROMPTS = PromptSet(
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 @pytest.fixture(scope="module")

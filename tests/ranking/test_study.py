@@ -15,14 +15,13 @@ from safetyheads.interventions.ablations import (
     ZeroAblation,
 )
 from safetyheads.metrics import GeneralizedShips, RefusalShift, Ships
-from safetyheads.models.opening import load_model
 from safetyheads.probes import single_heads
 from safetyheads.prompts import PromptSet
 from safetyheads.ranking import ranking as ranking_module
 from safetyheads.ranking.ranking import rank, rank_safety_heads
 from safetyheads.ranking.study import Study
 from safetyheads.screening.audit import Screened
-from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
+from tests.zoo import CONFIGS, RAGGED, opened, random_model, tokenizer
 
 PROMPTS = PromptSet("mine", tuple(RAGGED), ("w7 w8", "w9 w10 w11"))
 QUIET = Execution(progress=False)
@@ -30,7 +29,7 @@ QUIET = Execution(progress=False)
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 def test_names_and_one_ablation_stand_for_their_values():
@@ -55,7 +54,10 @@ FULL = Study(
 )
 
 
-@pytest.mark.parametrize("study", [FULL, Study("m", "builtin"), Study("m", "b", metric="ships")])
+BESIDE = Study("m", {"prompts": "bad.txt", "harmless": "good.txt", "label": False})
+
+
+@pytest.mark.parametrize("study", [FULL, BESIDE, Study("m", "b", metric="ships")])
 def test_a_study_in_a_file_is_the_same_study(study, tmp_path):
     path = study.save(tmp_path / "study.toml")
     assert Study.load(path) == study

@@ -25,7 +25,7 @@ from safetyheads.ranking.study import Study
 from safetyheads.screening.intervals import means
 from safetyheads.screening.race import Raced, expected_passes, race, random_order
 from safetyheads.storage.store import Store
-from tests.zoo import CONFIGS, random_model, sentence, tokenizer
+from tests.zoo import CONFIGS, opened, random_model, sentence, tokenizer
 
 QUIET = Execution(progress=False)
 
@@ -41,7 +41,7 @@ BOTH = PromptSet("race", prompts(9), prompts(9, shared=6), categories=("a", "b",
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"](), spread=0.5), tokenizer())
+    return opened("llama", spread=0.5)
 
 
 def planted(heads=120, count=48, seed=0, spread=0.6, signed=False):

@@ -30,7 +30,7 @@ from safetyheads.ranking.ranking import rank_safety_heads
 from safetyheads.screening.audit import Screened, choose, judge, most_in_population
 from safetyheads.screening.estimates import estimate_heads
 from safetyheads.screening.screened import score_screened
-from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
+from tests.zoo import CONFIGS, RAGGED, opened, random_model, sentence, tokenizer
 
 QUIET = Execution(progress=False)
 
@@ -64,7 +64,7 @@ def in_double(name="llama"):
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 def error(estimate, exact):

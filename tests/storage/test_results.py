@@ -35,7 +35,6 @@ from safetyheads import (
     compare_definitions,
     heads_along,
     hidden_magnitudes,
-    load_model,
     measure_behaviour,
     measure_utility,
     null_band,
@@ -55,18 +54,22 @@ from safetyheads import (
     transfer_matrix,
 )
 from safetyheads.engine.execution import Execution
+from safetyheads.evidence.carriers import find_carriers
 from safetyheads.heads import Audit
 from safetyheads.metrics import GeneralizedShips, Ships
+from safetyheads.probes.backups import find_backups
 from safetyheads.probes.behaviour.utility import Question
 from safetyheads.probes.groups import GroupSearch
+from safetyheads.probes.interchange import score_interchange
 from safetyheads.ranking.study import Study
 from safetyheads.saes.autoencoder import TopK
 from tests.storage.alike import differences
-from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
+from tests.zoo import RAGGED, opened, sentence
 
 QUIET = Execution(progress=False)
 QUESTIONS = [Question(sentence(20, 21), (sentence(30, 31), sentence(30, 32, 33)))]
 BOTH = PromptSet("both", tuple(RAGGED), tuple(sentence(20, 21, n) for n in (30, 31, 32)))
+PAIRED = dataclasses.replace(BOTH, paired=True)
 OTHER = PromptSet("other", (sentence(70, 71, 72), sentence(73, 71)), (sentence(74, 71, 75),))
 TWO = (RAGGED[:2], [RAGGED[2], RAGGED[0]])
 BLANK = Grid(length=9, short="blank", log=10)
@@ -97,7 +100,7 @@ NO_RESULT = {
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"](), spread=0.5), tokenizer())
+    return opened("llama", spread=0.5)
 
 
 def scores(model, side="harmful", metric=None):
@@ -192,6 +195,14 @@ RESULTS = {
         m, RAGGED, SAE, steps=3, read="pre_norm", progress=False
     ),
     "Plan": lambda m: plan(Study(m, BOTH)),
+    "Interchange": lambda m: score_interchange(m, PAIRED, execution=QUIET),
+    "Backups": lambda m: find_backups(m, BOTH, ["L1H1"], execution=QUIET),
+    "Carriers": lambda m: find_carriers(
+        [
+            score_heads(m, BOTH, ablation=a, metric="refusal_shift", execution=QUIET)
+            for a in ("zero", "mean")
+        ]
+    ),
     "Specificity": lambda m: specificity(scores(m), scores(m, "harmless"), n_permutations=99),
     "NullBand": lambda m: null_band(
         specificity(scores(m), scores(m, "harmless"), n_permutations=99), null="layer"

@@ -1,6 +1,5 @@
 """Does each definition of generalized Ships give what it says, and is a head's move blamed on the right switch?"""
 
-import copy
 import json
 from pathlib import Path
 
@@ -23,8 +22,8 @@ from safetyheads.validation.definitions import (
     compare_definitions,
     one_switch_each,
 )
-from tests.oracles import PlainModel
-from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
+from tests.oracles import plain
+from tests.zoo import RAGGED, opened, sentence, tokenizer
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 PROMPTS = [*RAGGED, sentence(10, 11, 70), sentence(10, 80, 81, 82, 83)]
@@ -32,8 +31,7 @@ PROMPTS = [*RAGGED, sentence(10, 11, 70), sentence(10, 80, 81, 82, 83)]
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def zoo(request):
-    hf = random_model(CONFIGS[request.param]())
-    return PlainModel(copy.deepcopy(hf)), load_model(hf, tokenizer())
+    return plain(request.param), opened(request.param)
 
 
 def test_after_the_norm_a_definition_is_what_score_heads_gives(zoo):
@@ -92,7 +90,7 @@ def test_before_the_norm_the_states_are_the_residual_stream(zoo):
 
 @pytest.fixture(scope="module")
 def llama():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 def test_definitions_that_read_the_same_states_share_a_sweep(llama, monkeypatch):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -198,6 +199,9 @@ def after_prefix(
     shared = DynamicCache()
     source = places[:, :cut].clamp_min(0)
     for layer, stored in enumerate(prefix.layers):
-        keys, values = (t[0][:, source].transpose(0, 1) for t in (stored.keys, stored.values))
+        keys, values = (
+            rearrange(t[0][:, source], "kv row pos d_head -> row kv pos d_head")
+            for t in (stored.keys, stored.values)
+        )
         shared.update(keys.contiguous(), values.contiguous(), layer)
     return shared, ids[:, cut:], real

@@ -15,7 +15,7 @@ from safetyheads.probes.attention import capture as module
 from safetyheads.probes.attention.capture import capture_attention
 from safetyheads.probes.attention.grid import Grid
 from tests.probes.attention.plain import stacked
-from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
+from tests.zoo import CONFIGS, RAGGED, opened, random_model, sentence, tokenizer
 
 SHAPES = ["llama", "mistral-window", "gemma2-softcap-window", "gemma3-two-ropes", "gpt2", "gptj"]
 SHAPES += ["neox", "phi3", "qwen3-qknorm-headdim"]
@@ -27,7 +27,7 @@ MORE = [
 
 @pytest.fixture(scope="module")
 def llama():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -10,12 +10,12 @@ from safetyheads.models.opening import load_model
 from safetyheads.probes.attention import divergence
 from safetyheads.probes.attention.divergence import attention_divergence
 from tests.probes.attention.plain import random_texts, stacked
-from tests.zoo import CONFIGS, random_model, sentence, tokenizer
+from tests.zoo import CONFIGS, opened, random_model, sentence, tokenizer
 
 
 @pytest.fixture(scope="module")
 def llama():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 def test_only_length_differs_and_the_matched_comparison_sees_nothing(llama):

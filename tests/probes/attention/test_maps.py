@@ -13,7 +13,7 @@ from safetyheads.probes.attention.grid import Grid
 from safetyheads.probes.attention.maps import AttentionMaps, attention_maps, compare_captures
 from safetyheads.prompts import PromptSet, tokenize
 from tests.probes.attention.plain import long_sets, stacked
-from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
+from tests.zoo import CONFIGS, RAGGED, opened, random_model, sentence, tokenizer
 
 MORE = [
     sentence(20, 21, 22, 23, 24, 25, 26, 27),
@@ -23,7 +23,7 @@ MORE = [
 
 @pytest.fixture(scope="module")
 def llama():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 @pytest.mark.parametrize(("log", "floor"), [("e", math.exp(-10)), (10, 1e-10)])

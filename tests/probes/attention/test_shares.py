@@ -2,16 +2,15 @@
 
 import pytest
 
-from safetyheads.models.opening import load_model
 from safetyheads.probes.attention.shares import attention_by_segment
 from safetyheads.prompts import wrap
 from tests.probes.attention.plain import random_texts, stacked
-from tests.zoo import CONFIGS, random_model, tokenizer
+from tests.zoo import CONFIGS, opened, random_model
 
 
 @pytest.fixture(scope="module")
 def llama():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 def test_attention_by_segment_is_the_plain_models(llama):

@@ -6,11 +6,10 @@ from safetyheads.heads import Head
 from safetyheads.interventions.ablating import AblateHead, AblateHeads
 from safetyheads.interventions.ablations import ScalingContribution
 from safetyheads.judges import VERDICTS
-from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.answers import Answer, Behaviour, measure_behaviour
 from safetyheads.probes.behaviour.generation import Decoding
 from safetyheads.prompts import PromptSet
-from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
+from tests.zoo import RAGGED, opened
 
 HEADS = (Head(0, 1), Head(2, 3), Head(2, 4))
 SCALED = AblateHeads(HEADS, ScalingContribution())
@@ -19,7 +18,7 @@ PAIRS = PromptSet("pairs", harmful=tuple(RAGGED), harmless=tuple(RAGGED[:2]))
 
 @pytest.fixture(scope="module")
 def llama():
-    return load_model(random_model(CONFIGS["llama"](), spread=0.5), tokenizer())
+    return opened("llama", spread=0.5)
 
 
 def by_length(prompts, answers):

@@ -6,19 +6,18 @@ import torch
 from safetyheads.heads import Head, HeadScores
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.ablations import ScalingContribution
-from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.answers import measure_behaviour
 from safetyheads.probes.behaviour.curves import random_heads, refusal_under_ablation
 from safetyheads.probes.behaviour.generation import Decoding
 from tests.probes.behaviour.test_answers import PAIRS, by_length
-from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
+from tests.zoo import RAGGED, opened
 
 HEADS = (Head(0, 1), Head(2, 3), Head(2, 4))
 
 
 @pytest.fixture(scope="module")
 def llama():
-    return load_model(random_model(CONFIGS["llama"](), spread=0.5), tokenizer())
+    return opened("llama", spread=0.5)
 
 
 def test_refusal_under_ablation_sets_the_ranking_beside_random_heads_of_the_same_layers(llama):

@@ -13,7 +13,7 @@ from safetyheads.interventions.ablations import ScalingContribution, Undifferent
 from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.generation import Decoding, after_prefix, generate
 from safetyheads.prompts import tokenize
-from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
+from tests.zoo import CONFIGS, RAGGED, opened, random_model, sentence, tokenizer
 
 HEADS = (Head(0, 1), Head(2, 3), Head(2, 4))
 INTERVENTIONS = {
@@ -31,12 +31,12 @@ RAGGED_MORE = [
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
 def model(request):
-    return load_model(random_model(CONFIGS[request.param](), spread=0.5), tokenizer())
+    return opened(request.param, spread=0.5)
 
 
 @pytest.fixture(scope="module")
 def llama():
-    return load_model(random_model(CONFIGS["llama"](), spread=0.5), tokenizer())
+    return opened("llama", spread=0.5)
 
 
 @torch.inference_mode()

@@ -8,7 +8,6 @@ import torch
 from safetyheads.heads import Head
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.ablations import UndifferentiatedAttention
-from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.utility import (
     Question,
     choice_log_probs,
@@ -19,7 +18,7 @@ from safetyheads.probes.behaviour.utility import (
     measure_utility,
 )
 from safetyheads.stats import wilson_interval
-from tests.zoo import CONFIGS, random_model, sentence, tokenizer
+from tests.zoo import opened, sentence, tokenizer
 
 TEXTS = [sentence(10, 11, 12, 13, 40), sentence(50, 51, 52)]
 QUESTIONS = [
@@ -31,7 +30,7 @@ ABLATED = AblateHeads((Head(0, 1), Head(2, 3)), UndifferentiatedAttention())
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"](), spread=0.5), tokenizer())
+    return opened("llama", spread=0.5)
 
 
 @torch.inference_mode()

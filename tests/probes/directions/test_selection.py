@@ -5,13 +5,12 @@ import torch
 
 from safetyheads.engine.execution import Execution
 from safetyheads.interventions.directions import AblateDirection
-from safetyheads.models.opening import load_model
 from safetyheads.probes.directions.direction import Direction, refusal_direction
 from safetyheads.probes.directions.nulls import null_directions, other_concepts
 from safetyheads.probes.directions.selection import Filters, Outcome, select_direction
 from safetyheads.probes.directions.sides import read_sides
 from safetyheads.prompts import PromptSet
-from tests.zoo import CONFIGS, random_model, sentence, tokenizer
+from tests.zoo import opened, sentence, tokenizer
 
 QUIET = Execution(progress=False)
 LONG = tuple(sentence(*range(10 + n, 14 + n % 3 + n), 40, 41) for n in range(7))
@@ -23,7 +22,7 @@ ANY = {"only_expected": False, "execution": QUIET}
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"](), spread=0.5), tokenizer())
+    return opened("llama", spread=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy
 import pytest
 import torch
 
-from safetyheads.models.opening import load_model, random_copy
+from safetyheads.models.opening import random_copy
 from safetyheads.probes.directions.decomposition import (
     VERSIONS,
     Place,
@@ -26,8 +26,8 @@ from safetyheads.probes.directions.spectrum import (
     spectrum_of,
 )
 from safetyheads.prompts import PromptSet
-from tests.oracles import PlainModel
-from tests.zoo import CONFIGS, random_model, sentence, tokenizer
+from tests.oracles import plain
+from tests.zoo import opened, sentence, tokenizer
 
 FEW = Resampling(8)
 HARMFUL = tuple(sentence(*range(10 + n, 14 + n % 3 + n), 40) for n in range(7))
@@ -39,15 +39,14 @@ def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2-softcap-window"])
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
 def zoo(request):
-    hf = random_model(CONFIGS[request.param]())
-    return PlainModel(hf), load_model(hf, tokenizer())
+    return plain(request.param), opened(request.param)
 
 
 @pytest.fixture(scope="module")
 def llama():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 def entering(plain, text, layer):

@@ -3,18 +3,16 @@
 import pytest
 import torch
 
-from safetyheads.models.opening import load_model
 from safetyheads.probes.traces.capture import capture_traces
-from tests.oracles import PlainModel
-from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
+from tests.oracles import plain
+from tests.zoo import CONFIGS, RAGGED, opened, sentence, tokenizer
 
 BENIGN = [sentence(10, 11, 12, 13, 70, 71, 72), sentence(80, 81, 82, 83)]
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
 def zoo(request):
-    hf = random_model(CONFIGS[request.param]())
-    return PlainModel(hf), load_model(hf, tokenizer())
+    return plain(request.param), opened(request.param)
 
 
 def alone(plain, text, layer, name):
@@ -45,7 +43,7 @@ def test_captured_states_are_those_of_each_prompt_alone(zoo, align):
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 def test_nothing_above_the_highest_layer_runs(model):

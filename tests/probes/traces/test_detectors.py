@@ -12,7 +12,7 @@ from safetyheads.probes.traces import detectors as module
 from safetyheads.probes.traces.capture import capture_traces
 from safetyheads.probes.traces.detectors import COLUMNS, fit_detector, score_detectors
 from tests.probes.traces.planted import POSITIONS, WIDTH, drawn, f1_of, made, planted
-from tests.zoo import CONFIGS, random_model, sentence, tokenizer
+from tests.zoo import CONFIGS, opened, random_model, sentence, tokenizer
 
 pytest.importorskip("tensorly", reason="needs the extra traces: TensorLy and scikit-learn")
 pytest.importorskip("sklearn", reason="needs the extra traces: TensorLy and scikit-learn")
@@ -131,7 +131,7 @@ def test_one_goal_is_not_enough():
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    return opened("llama")
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,9 @@ from safetyheads.inputs import prepare
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.ablations import ZeroAblation
 from safetyheads.metrics import refusal_log_odds
-from safetyheads.models.opening import load_model
 from safetyheads.probes.walks.border import RefusalBorder, refusal_border
 from safetyheads.prompts import PromptSet
-from tests.zoo import CONFIGS, random_model, sentence, tokenizer
+from tests.zoo import opened, sentence
 
 # Prompts that differ in the last token alone, so that a way's end is the harmful prompt itself.
 PAIRS = PromptSet(
@@ -27,7 +26,7 @@ quiet = functools.partial(refusal_border, progress=False, steps=5)
 
 @pytest.fixture(scope="module")
 def llama():
-    return load_model(random_model(CONFIGS["llama"](), spread=0.5), tokenizer())
+    return opened("llama", spread=0.5)
 
 
 def test_ends_are_the_prompts_own(llama):
