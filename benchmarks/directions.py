@@ -37,10 +37,10 @@ from safetyheads.probes.directions.selection import Selection, select_direction
 from safetyheads.stats import mcnemar_p, wilson_interval
 
 MODEL = "qwen2.5-coder-0.5b-instruct"
-TRAIN, VALIDATION = 40, 10
-HELD_OUT = 24
-POSITIONS = (-5, -1)
-LAYERS = (6, 8, 10, 12, 14, 16, 18)
+TRAIN, VALIDATION = 24, 8
+HELD_OUT = 16
+POSITIONS = (-1,)
+LAYERS = (8, 10, 12, 14, 16)
 DECODING = Decoding(12)
 NULLS = ("concept: verse", "relabelled 1", "covariance 1", "isotropic 1")
 NULLS += ("concept: politeness", "relabelled 2", "covariance 2", "isotropic 2")
@@ -89,16 +89,28 @@ class Experiment:
                 self.validation,
                 layers=LAYERS,
                 positions=POSITIONS,
+                only_expected=False,
                 execution=Execution(store=self.folder / "store"),
             )
             made.save(folder)
             print(f"selection: {time.process_time() - start:.0f} s of processor", flush=True)
         return Selection.load(folder)
 
+    def chosen(self) -> Direction:
+        """The selected direction; where all candidates fell, the one that leaves the least refusal, and a word."""
+        selection = self.selection()
+        try:
+            return selection.direction
+        except ValueError as error:
+            print(f"{error}; taken all the same: the lowest bypass")
+            table = selection.to_frame()
+            best = table.loc[table["bypass"].idxmin()]
+            return selection.candidate(int(best["layer"]), int(best["position"]))
+
     def directions(self) -> dict[str, Direction]:
         """The selected direction, a singular vector at its place, and the nulls."""
         folder = self.folder / "directions"
-        chosen = self.selection().direction
+        chosen = self.chosen()
         if not (folder / "done").exists():
             found = {"refusal": chosen}
             found["component 2"] = refusal_direction(
@@ -138,12 +150,13 @@ class Experiment:
         """All steps, in the order of what they tell."""
         print(self.selection())
         directions = self.directions()
-        for dataset in self.asked:
+        for dataset in ("malicious_instruct", "jailbreakbench", "xstest, safe"):
             self.cell(dataset, "baseline", [])
             self.cell(dataset, "refusal", [directions["refusal"].ablated()])
-        for name in ("component 2", *NULLS):
-            for dataset in ("malicious_instruct", "jailbreakbench"):
-                self.cell(dataset, name, [directions[name].ablated()])
+        for name in (*NULLS[:4], "component 2", *NULLS[4:]):
+            self.cell("malicious_instruct", name, [directions[name].ablated()])
+        for name in NULLS[:4]:
+            self.cell("jailbreakbench", name, [directions[name].ablated()])
         self.utility(directions)
         for name in NULLS[:4]:
             self.cell("xstest, safe", name, [directions[name].ablated()])

@@ -48,6 +48,7 @@ def test_a_notebook_runs(source, request, monkeypatch, capsys):
     """On a tiny random model; SAFETYHEADS_NOTEBOOK_MODEL names another."""
     if MODEL_VARIABLE not in os.environ:
         monkeypatch.setenv(MODEL_VARIABLE, str(request.getfixturevalue("tiny_model")))
+        monkeypatch.setenv("SAFETYHEADS_NOTEBOOK_TRAIN", "7")
     names = runpy.run_path(str(source))
     CHECKS[source.stem](names, capsys.readouterr().out)
 
@@ -78,10 +79,29 @@ def check_refusal_directions(names, printed):
     assert "weights changed" in printed
 
 
+def check_stable_regions(names, printed):
+    table = names["regions"].table()
+    assert table["weights"].tolist() == ["trained", "random"]
+    assert table["sharpness"].between(1, 49).all()
+    assert "mirror" in printed
+    assert names["ways"]["arc"].way == "Arc"
+    assert len(names["planes"]) == 2
+
+
+def check_refusal_border(names, printed):
+    assert set(names["borders"]) == {"none", "ranked", "random"}
+    odds = [border.log_odds for border in names["borders"].values()]
+    assert (odds[0] - odds[1]).abs().max() > 0
+    assert len(names["rows"]) == 1 + 2 + 2
+    assert "ways end in a refusal" in printed
+
+
 CHECKS = {
     "01_safety_heads": check_safety_heads,
     "02_attention_maps": check_attention_maps,
     "05_refusal_directions": check_refusal_directions,
+    "06_stable_regions": check_stable_regions,
+    "07_refusal_border": check_refusal_border,
 }
 
 

@@ -58,7 +58,7 @@ def plot_selection(
     }
     for number, (name, (title, unit)) in enumerate(words.items()):
         place = panel(number, x=number * (size[0] + GAP), y=0, size=size, inner=inner)
-        scale = dict(type="log") if name == "kl" else {}
+        scale = dict(type="log", dtick=1) if name == "kl" else {}
         figure.update_layout(place.frame(axis(title="layer"), axis(title=unit, **scale)))
         figure.add_annotation(place.heading(title))
         for shade, (position, rows) in enumerate(table.groupby("position")):

@@ -17,6 +17,8 @@ from torch import Tensor
 from safetyheads.saes.autoencoder import Gated, GroupMax, JumpRelu, Relu, Rule, Sae, TopK
 
 Weights = Mapping[str, Tensor]
+SHIPPED = Path(__file__).parents[1] / "data"
+"""Where the SAEs lie that come with the package, each as `sae-NAME` with a card."""
 DEAD = -10
 """The base-10 logarithm of a frequency up to which SAELens's users count a latent as dead."""
 
@@ -28,7 +30,8 @@ def load_sae(folder: str | Path, *, hook: str | None = None, mean_norm: float | 
     (`params.npz`, or `params.safetensors` and `config.json`), dictionary_learning (`ae.pt`).
 
     Arguments:
-        folder: where the files are, or the file of the weights.
+        folder: where the files are, or the file of the weights; or "smollm2-135m-layer-1", which comes with the
+            package.
         hook: where it was trained, such as "blocks.5.hook_resid_pre" or "layers.5", where files and folder do not say.
         mean_norm: the mean length of the activations that it was trained on, for one that was trained on activations
             scaled to a mean length of sqrt(d_model) and does not carry the factor; `states_at(...)` gives activations.
@@ -37,7 +40,9 @@ def load_sae(folder: str | Path, *, hook: str | None = None, mean_norm: float | 
     (a transcoder, an MLP's or a head's output), for one that scales each activation by itself, for a hook that is not
     known or another than the files', and for weights that do not fit.
     """
-    folder = Path(folder)
+    shipped, folder = SHIPPED / f"sae-{folder}", Path(folder)
+    if shipped.is_dir() and not folder.exists():
+        folder = shipped
     folder = folder.parent if folder.is_file() else folder
     for file, read in _READERS.items():
         if (folder / file).is_file():

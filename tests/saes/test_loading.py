@@ -8,8 +8,8 @@ import torch
 from jaxtyping import TypeCheckError
 from safetensors.torch import save_file
 
-from safetyheads.saes.autoencoder import SparseAutoencoder, quality, require_width
-from safetyheads.saes.loading import layer_of, load_sae
+from safetyheads.saes.autoencoder import SparseAutoencoder, TopK, quality, require_width
+from safetyheads.saes.loading import SHIPPED, layer_of, load_sae
 
 D, N, K = 6, 10, 3
 DRAWN = torch.Generator().manual_seed(0)
@@ -283,6 +283,14 @@ def test_what_is_no_sae_of_this_model_is_refused(tmp_path, parts):
     with pytest.raises(ValueError, match=r"encoder_bias of .* is not finite"):
         load_sae(saelens(tmp_path, parts | {"b_enc": torch.full((N,), torch.nan)}))
     assert layer_of("model.layers.7") == 8
+
+
+def test_the_sae_that_comes_with_the_package_is_read():
+    sae = load_sae("smollm2-135m-layer-1")
+    assert (sae.layer, sae.rule, tuple(sae.encoder.shape)) == (1, TopK(32), (576, 1536))
+    assert sae.frequencies.sum() == pytest.approx(32, abs=0.05)
+    card = json.loads((SHIPPED / "sae-smollm2-135m-layer-1" / "card.json").read_text())
+    assert card["held_out"]["explained"] > card["held_out, random weights"]["explained"]
 
 
 def test_quality_is_one_where_nothing_is_lost(tmp_path):

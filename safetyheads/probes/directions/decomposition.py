@@ -40,7 +40,8 @@ class Place(NamedTuple):
         n_outliers: int,
     ) -> "Place":
         """The place of these states; the outlier dimensions are found on the states as they are."""
-        states = torch.cat([harmful, harmless]).double()
+        states = torch.empty(len(harmful) + len(harmless), harmful.shape[1], dtype=torch.float64)
+        states[: len(harmful)], states[len(harmful) :] = harmful, harmless
         outliers = states.norm(dim=0).topk(n_outliers).indices.sort().values
         states -= states.mean(0)
         return cls(states, len(harmful), outliers)
@@ -55,7 +56,7 @@ class Place(NamedTuple):
         """Gram matrices of all states, with and without the outlier dimensions."""
         whole = self.states @ self.states.mT
         apart = self.states[:, self.outliers]
-        return whole, whole - apart @ apart.mT
+        return whole, torch.addmm(whole, apart, apart.mT, alpha=-1)
 
     def differences(self, version: str) -> Float[Tensor, "pair d_model"]:
         """The matrix that a version decomposes."""

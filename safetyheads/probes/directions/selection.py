@@ -234,15 +234,18 @@ def select_direction(
     _require_apart(sets["train"], sets["validation"])
     outcome = Outcome() if outcome is None else outcome
     how: dict[str, Any] = {"template": template, "execution": execution}
-    odds = {name: _untouched(opened, found, outcome, **how) for name, found in sets.items()}
-    used = {}
+    odds, used = {}, {}
     for name, found in sets.items():
-        keep = [o > 0 if side == 0 else o < 0 for side, o in enumerate(odds[name])]
-        keep = keep if only_expected else [torch.ones_like(k) for k in keep]
+        every = torch.ones(len(found.harmful)), torch.ones(len(found.harmless))
+        keep = [part > 0 for part in every]
+        if only_expected or name == "validation":
+            odds[name] = _untouched(opened, found, outcome, **how)
+        if only_expected:
+            keep = [odds[name][0] > 0, odds[name][1] < 0]
+            odds[name] = (odds[name][0][keep[0]], odds[name][1][keep[1]])
         for side, kept in zip(("harmful", "harmless"), keep, strict=True):
             used[f"{name} {side}"] = (int(kept.sum()), len(kept))
         sets[name] = _kept(found, keep, name)
-        odds[name] = (odds[name][0][keep[0]], odds[name][1][keep[1]])
     sides = read_sides(
         opened,
         sets["train"],

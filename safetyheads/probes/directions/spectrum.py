@@ -352,13 +352,17 @@ def spectrum_of(
 
 def _look(place: Place, components: int, resampling: Resampling) -> _Looked:
     differences = place.differences(VERSIONS[0])
-    squares, grams = differences.square().sum(0), place.grams()
+    squares, mean = differences.square().sum(0), differences.mean(0)
+    del differences  # of a thousand pairs, each of these is large: one at a time
+    found = tuple(decompose(place.differences(version), components) for version in VERSIONS)
+    spread = spread_of(place, components, resampling.count, resampling.seed)
+    grams = place.grams()
     return _Looked(
-        found=tuple(decompose(place.differences(version), components) for version in VERSIONS),
+        found=found,
         explained=shares(grams, *place.pairs, components),
-        spread=spread_of(place, components, resampling.count, resampling.seed),
+        spread=spread,
         plane=leading_plane(grams[0]),
-        mean=differences.mean(0),
+        mean=mean,
         mean_share=mean_share(grams, *place.pairs),
         outliers=place.outliers,
         outlier_share=squares[place.outliers].sum() / squares.sum(),

@@ -39,7 +39,7 @@ def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2-softcap-window"])
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
 def zoo(request):
     return plain(request.param), opened(request.param)
 

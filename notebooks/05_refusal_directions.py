@@ -1,0 +1,230 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Does refusal rest on one direction, and who writes it?
+#
+# Subtract what a model holds after harmless requests from what it holds after harmful ones. How
+# many directions does that difference have (arXiv:2504.18872)? Which of them takes refusal away when it
+# is ablated (arXiv:2406.11717), and would any other direction do? Which heads write it? Does it
+# carry over to another model?
+#
+# The model below is small and **hardly ever refuses**: what you see is how the questions are
+# asked. `SAFETYHEADS_NOTEBOOK_MODEL` names another model, and `SIBLINGS` below takes more of them.
+
+# %%
+import os
+import tempfile
+
+import pandas
+
+from safetyheads import (
+    Decoding,
+    Execution,
+    Filters,
+    PromptSet,
+    Resampling,
+    export_orthogonalized,
+    heads_along,
+    load_model,
+    load_prompts,
+    measure_behaviour,
+    null_directions,
+    plot_component_cosines,
+    plot_heads_along,
+    plot_planes,
+    plot_selection,
+    plot_spectrum,
+    plot_transfer,
+    random_copy,
+    refusal_direction,
+    refusal_spectrum,
+    select_direction,
+    subspace_overlap,
+    transfer_matrix,
+)
+
+MODEL = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "smollm2-135m-instruct")
+PAIRS = int(os.environ.get("SAFETYHEADS_NOTEBOOK_TRAIN", "12"))
+SIBLINGS: list[str] = []  # models trained from MODEL, by name or folder
+
+model = load_model(MODEL)
+everything = load_prompts("builtin")
+
+
+def part(name, start, stop):
+    """Some of the built-in pairs, every fourth of them, from all categories."""
+    rows = range(start, len(everything), 4)[:stop]
+    harmful, harmless = (
+        tuple(side[n] for n in rows) for side in (everything.harmful, everything.harmless)
+    )
+    return PromptSet(name, harmful, harmless, paired=True)
+
+
+train, validation, held_out = (part(name, n, PAIRS) for n, name in enumerate(("a", "b", "c")))
+print(model.name, "-", train)
+
+# %% [markdown]
+# ## How many directions?
+#
+# One pass over each side keeps what enters every layer at the last token. The paper's "explained
+# variance" is of the differences as they are: its first component *is* the mean difference. Centred
+# it is a variance. And a few dimensions with massive activations can carry much of either, so
+# both stand here without them, too. Whiskers are bootstrap intervals; grey lines say what relabelled
+# prompts and a copy with random weights give.
+
+# %%
+spectrum = refusal_spectrum(model, train, components=6, resampling=Resampling(30))
+table = spectrum.to_frame()
+layer = model.n_layers // 2
+plot_spectrum(table, layer)
+
+# %%
+columns = ["version", "component", "explained", "low", "high", "repaired", "chance", "random"]
+table.query("layer == @layer and component <= 2")[[*columns, "outlier_share"]].round(3)
+
+# %% [markdown]
+# Re-pairing the same prompts hardly changes the spectrum, or does it? `repaired` is the standard deviation
+# over new pairings. The components beside the mean difference, and the prompts in their plane:
+
+# %%
+plot_component_cosines(table)
+
+# %%
+some = sorted({1, layer // 2 or 1, layer, model.n_layers - 1})
+plot_planes(spectrum.points(), some)
+
+# %% [markdown]
+# ## Which place does refusal rest on?
+#
+# Every layer and every token of the template's end gives a candidate. Ablated, it should leave no
+# refusal on harmful prompts (`bypass`) and change nothing on harmless ones (`kl`); added, it should
+# bring refusal (`induce`). `only_expected=False` keeps the prompts that the model does not refuse,
+# since this one refuses hardly any.
+
+# %%
+selection = select_direction(
+    model,
+    train,
+    validation,
+    layers=some,
+    filters=Filters(kl=0.5, induce=-20.0),
+    only_expected=False,
+    execution=Execution(progress=False),
+)
+candidates = selection.to_frame()
+candidates.head(8).round(3)
+
+# %%
+plot_selection(candidates)
+
+# %% [markdown]
+# The first that passes is taken; `selection.direction` gives it, and says what felled the others
+# where none does.
+
+# %%
+best = candidates.iloc[0]
+direction = selection.candidate(int(best["layer"]), int(best["position"]))
+print(direction, "- felled by:", best["felled_by"] or "nothing")
+
+# %% [markdown]
+# ## Would another direction do the same?
+#
+# A random direction is all but orthogonal to everything a model uses, and shows little. So: the
+# difference of two *other* categories of harmless requests, of relabelled prompts, and directions
+# with the covariance of the states themselves.
+
+# %%
+by_category: dict[str, list[str]] = {}
+for category, text in zip(everything.categories, everything.harmless, strict=True):
+    by_category.setdefault(category, []).append(text)
+first, second = list(by_category)[:2]
+concepts = {
+    f"{first} or {second}": PromptSet(
+        "categories", tuple(by_category[first]), tuple(by_category[second])
+    )
+}
+nulls = null_directions(model, train, direction, count=1, concepts=concepts, progress=False)
+interventions = {"the direction": direction.ablated()}
+interventions |= {name: null.ablated() for name, null in nulls.items()}
+behaviour = measure_behaviour(
+    model, held_out.limit(4), interventions, decoding=Decoding(12), progress=False
+)
+rates = behaviour.rates()
+rates[rates.verdict.isin(["refuse", "degenerate"])].pivot_table(
+    index="intervention", columns=["side", "verdict"], values="rate"
+)
+
+# %% [markdown]
+# ## Who writes it?
+#
+# `written` is what each head adds along the direction on harmful prompts, less what on harmless ones;
+# `causal` how far the whole difference moves without the head. Then the heads that write most are
+# ablated with the direction and without it.
+
+# %%
+along = heads_along(
+    model, held_out, direction, count=3, run_causally=6, execution=Execution(progress=False)
+)
+along.to_frame().head(5).round(3)
+
+# %%
+plot_heads_along(along.to_frame())
+
+# %%
+print(along)
+along.conditions().round(3)
+
+# %% [markdown]
+# ## Does it carry over?
+#
+# Every source's direction on every target. A copy with random weights stands for a model to which
+# the direction means nothing; put siblings (models trained from this one) beside it. What differs
+# between two sources is tested prompt by prompt (McNemar).
+
+# %%
+targets = {"base": model, "random weights": random_copy(model, seed=1)}
+targets |= {str(name): load_model(name) for name in SIBLINGS}
+place = {"layer": direction.layer, "position": direction.position, "progress": False}
+sources = {name: refusal_direction(target, train, **place) for name, target in targets.items()}
+transfer = transfer_matrix(
+    targets, sources, held_out.limit(4), decoding=Decoding(8), sides="harmful", progress=False
+)
+transfer.matrix("refuse")
+
+# %%
+plot_transfer(transfer.to_frame())
+
+# %%
+spectra = {
+    name: refusal_spectrum(
+        target,
+        train,
+        layers=layer,
+        components=3,
+        resampling=Resampling(2),
+        random_weights=False,
+        progress=False,
+    )
+    for name, target in targets.items()
+}
+pandas.concat([transfer.tests().head(4), subspace_overlap(spectra, layer)], axis=0)
+
+# %% [markdown]
+# ## Take the model without it elsewhere
+#
+# The same in weights: every matrix that writes to the stream is made orthogonal to the direction, and
+# the folder opens with plain transformers.
+
+# %%
+export = export_orthogonalized(model, direction, os.path.join(tempfile.mkdtemp(), "model"))
+print(f"{len(export.changed)} weights changed; logits differ by {export.max_logit_difference:.1e}")

@@ -1,0 +1,113 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Are there regions in which the output hardly moves?
+#
+# *Characterizing stable regions in the residual stream of LLMs* (arXiv:2409.17113): at a prompt's
+# last token, what leaves the first block is walked into another prompt's, and the output is read at
+# each step. In a trained model the output stays, jumps, and stays again; in one with random weights
+# it follows the walk in a straight line.
+#
+# On two cores this takes a few minutes; `SAFETYHEADS_NOTEBOOK_PROMPTS` sets how many walks.
+
+# %%
+import functools
+import os
+
+import pandas
+
+from safetyheads import (
+    Arc,
+    FixedSteps,
+    RandomDirection,
+    load_model,
+    load_prompts,
+    plot_region_slices,
+    plot_regions,
+    plot_walks,
+    random_copy,
+    slice_regions,
+    stable_regions,
+    text_windows,
+    trace_sensitivity,
+)
+
+MODEL = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "smollm2-135m-instruct")
+COUNT = int(os.environ.get("SAFETYHEADS_NOTEBOOK_PROMPTS", "24"))
+model = load_model(MODEL)
+
+# %% [markdown]
+# ## Pieces of text
+#
+# Any texts do; these are windows of six tokens out of the built-in requests, without a template, where the paper takes
+# windows of ten out of books.
+
+# %%
+requests = load_prompts("builtin")
+texts = [*requests.harmful, *requests.harmless]
+if "SAFETYHEADS_NOTEBOOK_MODEL" in os.environ:
+    windows = texts[:8]
+else:
+    windows = text_windows(texts, model.tokenizer, length=6, count=COUNT)
+
+# %% [markdown]
+# ## Trained, and with random weights
+#
+# The copy with random weights is always beside: without it a sharpness says nothing. Both numbers belong to their
+# number of steps.
+
+# %%
+regions = stable_regions(model, windows, steps=50)
+print(regions.trained.checks)
+regions.table()[["weights", "sharpness", "width", "plateau", "walks", "invalid", "steps"]]
+
+# %%
+curves = pandas.concat(
+    [
+        regions.trained.curve().assign(weights="trained"),
+        regions.random.curve().assign(weights="random"),
+    ]
+)
+plot_walks(curves, group="weights")
+
+# %%
+plot_regions(regions.table(), "parameters")
+
+# %% [markdown]
+# ## Other ways
+#
+# Along an arc, so that the norm is no part of it; toward a random activation that has the mean and covariance of real
+# ones; in steps of one size.
+
+# %%
+ways = {
+    "straight": trace_sensitivity(model, windows),
+    "arc": trace_sensitivity(model, windows, way=Arc),
+    "to random": trace_sensitivity(model, windows, RandomDirection()),
+    "steps of one size": trace_sensitivity(
+        model, windows, way=functools.partial(FixedSteps, size=0.02)
+    ),
+}
+plot_walks(
+    pandas.concat([walk.curve().assign(path=name) for name, walk in ways.items()]), group="path"
+)
+
+# %% [markdown]
+# ## A plane through three prompts
+
+# %%
+three = [requests.harmless[0], requests.harmless[1], requests.harmless[2]]
+planes = [
+    slice_regions(which, three, points=12, template="bare") for which in (model, random_copy(model))
+]
+plot_region_slices(planes, ["trained", "random weights"])

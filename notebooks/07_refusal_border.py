@@ -1,0 +1,95 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Where does the model begin to refuse, and who makes that border?
+#
+# From each harmless request to its matched harmful one: the activation at the last token is walked over, and the
+# log-odds of a refusal are read. The same with the ranked safety heads ablated, and with random heads of their layers.
+#
+# The requests are the built-in ones, which are mild; in `../shared/data` the library's own figures use JailbreakBench
+# (docs/stable-regions.md).
+
+# %%
+import os
+
+import pandas
+
+from safetyheads import (
+    AblateHeads,
+    AlongDirection,
+    Head,
+    UndifferentiatedAttention,
+    load_model,
+    load_prompts,
+    null_directions,
+    plot_border,
+    refusal_border,
+    refusal_direction,
+    trace_sensitivity,
+)
+
+MODEL = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "qwen2.5-coder-0.5b-instruct")
+COUNT = int(os.environ.get("SAFETYHEADS_NOTEBOOK_PROMPTS", "8"))
+TINY = "SAFETYHEADS_NOTEBOOK_MODEL" in os.environ
+model = load_model(MODEL)
+pairs = load_prompts("builtin").limit(COUNT)
+LAYER = 2 if TINY else 16
+
+# %% [markdown]
+# ## The border
+#
+# Only the last token's activation is changed; the layers above still attend to the harmless request. A way that ends
+# without a refusal says that refusal is not decided at this token below this layer.
+
+# %%
+untouched = refusal_border(model, pairs, LAYER)
+print(untouched)
+untouched.table()[["start", "end", "harmful", "crossing", "sharpness", "width"]]
+
+# %% [markdown]
+# ## With and without the heads
+#
+# These five were ranked by refusal shift on half of JailbreakBench (docs/behaviour.md). What is random keeps
+# the layers.
+
+# %%
+ranked = tuple(Head(*at) for at in ((10, 7), (11, 3), (10, 1), (11, 12), (14, 10)))
+drawn = tuple(Head(*at) for at in ((10, 3), (11, 8), (10, 12), (11, 0), (14, 5)))
+if TINY:
+    ranked, drawn = (Head(1, 0), Head(2, 3)), (Head(1, 4), Head(2, 1))
+ablation = UndifferentiatedAttention()
+borders = {
+    "none": untouched,
+    "ranked": refusal_border(model, pairs, LAYER, given=AblateHeads(ranked, ablation)),
+    "random": refusal_border(model, pairs, LAYER, given=AblateHeads(drawn, ablation)),
+}
+plot_border(pandas.concat([b.table().assign(heads=name) for name, b in borders.items()]))
+
+# %% [markdown]
+# ## Is the refusal direction privileged?
+#
+# Walks along it, and along strong nulls of the same length: mean differences of other concepts, and directions drawn
+# with the states' own covariance.
+
+# %%
+refusal = refusal_direction(model, pairs, LAYER)
+vectors = {"refusal": refusal}
+kinds = ("relabelled", "covariance") if TINY else ("concept", "covariance")
+vectors |= null_directions(model, pairs, refusal, kinds=kinds, count=2)
+rows = []
+for name, direction in vectors.items():
+    target = AlongDirection(direction.vector, 2 * refusal.length, name)
+    walk = trace_sensitivity(model, list(pairs.harmless), target, layer=LAYER, steps=31)
+    rows.append(walk.measures().assign(direction=name))
+responses = pandas.concat(rows).groupby("direction", sort=False)
+responses[["distance", "sharpness", "width", "exponent"]].median()
