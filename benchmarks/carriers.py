@@ -23,7 +23,7 @@ GROUPS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Do the heads that lower refusal carry it?")
     parser.add_argument("--model", default="qwen2.5-coder-0.5b-instruct")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=24)
@@ -47,7 +47,17 @@ def main() -> None:
     found.save(options.out / "record")
     names = {"+".join(map(str, heads)): name for name, heads in named.items()}
     table = found.table.assign(group=found.table["label"].map(names))
-    columns = ["group", "ablation", "kind", "effect", "low", "high", "p_value", "q_value", "verdict"]
+    columns = [
+        "group",
+        "ablation",
+        "kind",
+        "effect",
+        "low",
+        "high",
+        "p_value",
+        "q_value",
+        "verdict",
+    ]
     print(found)
     print(table[columns].to_string(index=False, float_format="%.3g"))
 
