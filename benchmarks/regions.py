@@ -179,25 +179,26 @@ def direction(asked: argparse.Namespace, out: Path) -> None:
     refusal = refusal_direction(model, learned, layer)
     vectors = {"refusal": refusal.vector}
     vectors |= {n: d.vector for n, d in null_directions(model, learned, refusal).items()}
-    weights = dict(model.hf.named_parameters())
-    name = next(n for n in weights if f"layers.{layer - 1}.mlp.down_proj" in n)
-    columns = torch.randint(
-        weights[name].shape[1], (3,), generator=torch.Generator().manual_seed(0)
-    )
-    vectors |= {f"decoder row {n}": weights[name][:, c].detach() for n, c in enumerate(columns, 1)}
+    name = f"model.layers.{layer - 1}.mlp.down_proj.weight"
+    written = model.plain_weights([name])[name].detach()
+    columns = torch.randint(written.shape[1], (3,), generator=torch.Generator().manual_seed(0))
+    vectors |= {f"decoder row {n}": written[:, c] for n, c in enumerate(columns, 1)}
     tables = []
     for label, vector in vectors.items():
-        for sign in (1, -1):
-            target = AlongDirection(sign * vector, refusal.length * asked.reach, label)
-            for read in ("post_norm", "next_token"):
-                found = trace_sensitivity(
-                    model, list(walked.harmless), target, layer=layer, read=read, steps=asked.steps
-                )
-                tables.append(found.measures().assign(direction=label, sign=sign))
+        target = AlongDirection(vector, refusal.length * asked.reach, label)
+        for read in ("post_norm", "next_token"):
+            found = trace_sensitivity(
+                model, list(walked.harmless), target, layer=layer, read=read, steps=asked.steps
+            )
+            tables.append(found.measures().assign(direction=label))
         pandas.concat(tables).to_csv(out / "direction.csv", index=False)
     table = pandas.concat(tables)
     which = ["distance", "sharpness", "width", "plateau", "exponent"]
-    keep(table.groupby(["read", "direction", "sign"])[which].median(), out, "direction-medians")
+    keep(
+        table.groupby(["read", "direction"], sort=False)[which].median().reset_index(),
+        out,
+        "direction-medians",
+    )
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Path], None]] = {

@@ -12,7 +12,7 @@ from safetyheads.plots.style import DARK
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-SIDE, GAP, LEFT, RIGHT, TOP, BOTTOM = 340, 58, 62, 22, 54, 56
+SIDE, GAP, LEFT, RIGHT, TOP, BOTTOM = 340, 58, 62, 22, 34, 62
 
 
 def plot_region_slices(

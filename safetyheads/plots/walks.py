@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from safetyheads.plots.frame import axis, caption, panel, require_columns, sheet
+from safetyheads.plots.frame import LINE, axis, caption, panel, require_columns, sheet
 from safetyheads.plots.style import DARK
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ KINDS = {
     "reconstruction": "#8c6d46",
 }
 """The kinds of activations with their colours, as in the paper's figures."""
-LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT = 66, 20, 58, 52, 520, 330
+LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT = 66, 20, 58, 62, 520, 330
 
 
 def plot_walks(
@@ -63,7 +63,11 @@ def plot_walks(
         note
         or f"Median and quartiles of {some['walks'] - some['invalid']} valid walks; {some['invalid']} invalid."
     )
-    figure = go.Figure(layout=_one_panel("Share of the way", _NAMES.get(measure, measure), note))
+    figure = go.Figure(
+        layout=_one_panel(
+            "Share of the way", _NAMES.get(measure, measure), note, table[group].nunique() + 1
+        )
+    )
     straight = [1, 1] if measure == "slope" else [0, 1]
     figure.add_scatter(x=[0, 1], y=straight, mode="lines", line=STRAIGHT, name="a straight line")
     for number, (name, part) in enumerate(table.groupby(group, sort=False)):
@@ -229,7 +233,9 @@ def plot_border(
     counts = [f"{n}: {len(b)} of {len(parts[n])} begin without a refusal" for n, b in begun.items()]
     note = note or "; ".join(counts) + "."
     y = "Share of pairs that have begun to refuse"
-    figure = go.Figure(layout=_one_panel("Share of the way to the harmful prompt", y, note))
+    figure = go.Figure(
+        layout=_one_panel("Share of the way to the harmful prompt", y, note, len(parts))
+    )
     drawn = 0
     for name, part in begun.items():
         grey = name.startswith("random")
@@ -250,10 +256,12 @@ def plot_border(
     return figure
 
 
-def _one_panel(x: str, y: str, note: str) -> dict[str, Any]:
+def _one_panel(x: str, y: str, note: str, names: int) -> dict[str, Any]:
+    """One panel under a legend of so many names."""
     below, notes = caption(note, width=LEFT + WIDTH + RIGHT, left=LEFT, below=BOTTOM)
-    margins = dict(left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM + below)
-    layout = sheet(LEFT + WIDTH + RIGHT, TOP + HEIGHT + BOTTOM + below, **margins)
+    top = TOP + LINE * ((names - 1) // 2)
+    margins = dict(left=LEFT, right=RIGHT, top=top, bottom=BOTTOM + below)
+    layout = sheet(LEFT + WIDTH + RIGHT, top + HEIGHT + BOTTOM + below, **margins)
     axes = dict(xaxis=axis(title=dict(text=x)), yaxis=axis(title=dict(text=y)))
     return layout | axes | dict(annotations=notes, legend=_legend())
 

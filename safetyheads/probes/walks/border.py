@@ -47,7 +47,7 @@ class RefusalBorder:
         median = f", at {float(where.median()):.2f} of the way" if len(where) else ""
         return (
             f"RefusalBorder({self.model}, layer {self.layer}: {int(self.crosses.sum())} of {len(self.log_odds)} ways "
-            f"end in a refusal that does not begin so, at {median} of the way)"
+            f"end in a refusal and do not begin in one{median})"
         )
 
     @property
