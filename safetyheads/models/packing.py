@@ -107,9 +107,10 @@ class Packing:
             before = cache.stored
         elif cache is not None and cut:
             cache.stored = before[0].contiguous(), before[1].contiguous()
-        key, value, *prefix = (t.repeat_interleave(copies, 1) for t in (key, value, *before))
 
         def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+            # Groups of queries share keys and values; they are copied last, when nothing else is copied any more.
+            keys, values = (t.repeat_interleave(copies, 1) for t in (keys, values))
             out = nn.functional.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=mask, scale=scale
             )
@@ -117,7 +118,7 @@ class Packing:
 
         keys, values = (
             torch.cat([first.repeat_interleave(self.prompts, 0), self._rows(t)], 2)
-            for first, t in zip(prefix, (key, value), strict=True)
+            for first, t in zip(before, (key, value), strict=True)
         )
         rows = attention(self._rows(query), keys, values, self.masks[1])
         rest = self._without_padding(
