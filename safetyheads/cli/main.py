@@ -1,4 +1,4 @@
-"""What does one type? `safetyheads rank`, `merge`, `search`, `maps`, `export`, `train` and `demo`."""
+"""What does one type? `safetyheads rank`, `merge`, `search`, `maps`, `spectrum`, `export`, `train` and `demo`."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safetyheads import __version__
-from safetyheads.cli import export, maps, merge, rank, search, train
+from safetyheads.cli import export, maps, merge, rank, search, spectrum, train
 from safetyheads.cli.options import UNFINISHED, as_options, check_writable
 
 
@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"safetyheads {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (rank, merge, export, search, maps, train):
+    for command in (rank, merge, export, search, maps, spectrum, train):
         command.add(commands)
     rank.add_demo(commands)
     return parser

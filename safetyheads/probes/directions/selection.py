@@ -310,7 +310,7 @@ def _untouched(
     """The refusal log-odds of both sides; nothing added at the last layer is one block a prompt."""
     nothing = [AddDirection(torch.zeros(model.d_model), model.n_layers - 1)]
     harmful, harmless = (
-        _swept(model, prompts, side, outcome, nothing, **how)[0, :, 0]
+        _swept(model, prompts, side, outcome, nothing, **how)[0, :, 0].clone()
         for side in ("harmful", "harmless")
     )
     return harmful, harmless
