@@ -2,12 +2,11 @@
 
     python benchmarks/directions.py --data DATA --folder FOLDER --minutes 30
 
-The direction is selected on the even rows of JailbreakBench (Arditi et al., arXiv:2406.11717); what the model then
-says is judged on its odd rows, on MaliciousInstruct and on XSTest's safe prompts (they stand as the set's
-asked side), beside the untouched model and the
-nulls. Each step is saved in the folder: run the command again until it says that all is done; `--report` prints the
-tables of what there is. `--data` is a folder with the files of the named datasets. No answer is kept, only verdicts
-and hashes.
+The direction is selected on the even rows of JailbreakBench (Arditi et al., arXiv:2406.11717). What the model then says
+is judged on its odd rows, on MaliciousInstruct and on XSTest's safe prompts (which stand on the side that is asked),
+beside the untouched model and the nulls. Each step is saved in the folder: run the command again until it says that all
+is done; `--report` prints the tables of what there is. `--data` is a folder with the files of the named datasets. No
+answer is kept, only verdicts and hashes.
 """
 
 import argparse
@@ -20,13 +19,22 @@ from typing import Any
 import pandas
 import torch
 
-from safetyheads import Decoding, PromptSet, load_model, load_prompts, measure_utility
+from safetyheads import (
+    Decoding,
+    PromptSet,
+    load_model,
+    load_prompts,
+    measure_utility,
+    plot_selection,
+    write_image,
+)
 from safetyheads.engine.execution import Execution
 from safetyheads.interventions.named import all_active
 from safetyheads.probes.behaviour.answers import Behaviour, measure_behaviour
 from safetyheads.probes.directions.direction import Direction, refusal_direction
 from safetyheads.probes.directions.nulls import null_directions
 from safetyheads.probes.directions.selection import Selection, select_direction
+from safetyheads.stats import mcnemar_p, wilson_interval
 
 MODEL = "qwen2.5-coder-0.5b-instruct"
 TRAIN, VALIDATION = 40, 10
@@ -141,6 +149,30 @@ class Experiment:
             self.cell("xstest, safe", name, [directions[name].ablated()])
         self.cell("jailbreakbench", "added", [directions["refusal"].added()])
 
+    def report(self) -> None:
+        """Tables of what there is: the candidates, and the rates beside the untouched model, prompt by prompt."""
+        if (self.folder / "selection").exists():
+            made = Selection.load(self.folder / "selection")
+            print(made, made.used, sep="\n")
+            print(made.to_frame().round(3).to_string())
+            write_image(plot_selection(made.to_frame()), self.folder / "candidates.png")
+        cells = [Behaviour.load(folder) for folder in sorted((self.folder / "cells").glob("*"))]
+        said = {key: given for one in cells for key, given in one.verdicts().items()}
+        rows = []
+        for (dataset, side, name), given in said.items():
+            base = said.get((dataset, side, "baseline"), given)
+            for verdict in ("refuse", "comply", "degenerate"):
+                hits = [v == verdict for v in given]
+                low, high = wilson_interval(sum(hits), len(hits))
+                p = mcnemar_p(hits, [v == verdict for v in base])
+                where = (dataset, side, name, verdict, sum(hits), len(hits))
+                rows.append((*where, round(low, 2), round(high, 2), round(p, 4)))
+        columns = ["dataset", "side", "ablated", "verdict", "count", "n", "low", "high", "p"]
+        table = pandas.DataFrame(rows, columns=columns)
+        print(table.sort_values(["side", "dataset", "verdict", "count"]).to_string(index=False))
+        if (self.folder / "utility.csv").exists():
+            print(pandas.read_csv(self.folder / "utility.csv").round(3).to_string(index=False))
+
     def utility(self, directions: dict[str, Direction]) -> pandas.DataFrame:
         """Cross-entropy and multiple choice with some directions ablated."""
         file = self.folder / "utility.csv"
@@ -171,7 +203,10 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    experiment = Experiment(asked.data, asked.folder, 0 if asked.report else asked.minutes)
+    experiment = Experiment(asked.data, asked.folder, asked.minutes)
+    if asked.report:
+        experiment.report()
+        return
     try:
         experiment.run()
         print("all is done")

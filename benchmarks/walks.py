@@ -5,8 +5,8 @@
 All sides run in one process, in turn, `--repeats` times, in processor seconds and in wall time; ratios are
 min / median / max.
 
-- loop: for each step one pass of the whole model over all pairs, the step hooked in, as the code of arXiv:2409.17113
-  does (all positions, all layers, all logits);
+- loop: for each step (timed on a few, and scaled: all cost the same) one pass of the whole model over all pairs, the
+  step hooked in, as the code of arXiv:2409.17113 does (all positions, all layers, all logits);
 - one by one: the same with one pair a pass, timed on a few and scaled;
 - walk: `trace_sensitivity`, all fixed costs in it (capture, record, checks, distances);
 - passes: the blocks above the written layer alone, on rows of the walk's shapes that are there already.
@@ -36,7 +36,7 @@ def seconds(run: Callable[[], Any]) -> tuple[float, float]:
 
 @torch.inference_mode()
 def loop(model: Any, ids: torch.Tensor, layer: int, points: torch.Tensor) -> None:
-    """One pass a step, over all rows."""
+    """One pass a step, over all rows at once."""
     block = model.bridge.blocks[layer]
     for step in range(points.shape[1]):
 
@@ -91,7 +91,7 @@ def main() -> None:
     ids, pairs = prepare(model, windows).batch.ids, len(windows)
     points = torch.randn(pairs, asked.steps, model.d_model)
     bare = passes(model, ids, asked.layer, asked.steps)
-    few = min(pairs, 2)
+    few, some = min(pairs, 2), min(asked.steps, 5)
     found: dict[str, list[tuple[float, float]]] = {}
     for _ in range(asked.repeats):
         sides: dict[str, Callable[[], Any]] = {
@@ -99,13 +99,15 @@ def main() -> None:
                 model, windows, steps=asked.steps, layer=asked.layer, progress=False
             ),
             "passes": bare,
-            "loop": lambda: loop(model, ids, asked.layer, points),
+            "loop": lambda: loop(model, ids, asked.layer, points[:, :some]),
             "one by one": lambda: [
-                loop(model, ids[n : n + 1], asked.layer, points[n : n + 1]) for n in range(few)
+                loop(model, ids[n : n + 1], asked.layer, points[n : n + 1, :some])
+                for n in range(few)
             ],
         }
+        scales = {"loop": asked.steps / some, "one by one": asked.steps / some * pairs / few}
         for name, run in sides.items():
-            scale = pairs / few if name == "one by one" else 1.0
+            scale = scales.get(name, 1.0)
             cpu, wall = seconds(run)
             found.setdefault(name, []).append((cpu * scale, wall * scale))
             print(f"{name}: {cpu * scale:.2f} s of processor, {wall * scale:.2f} s", flush=True)

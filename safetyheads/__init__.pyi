@@ -62,6 +62,11 @@ from safetyheads.interventions.paths import (
     FixedSteps as FixedSteps,
     StraightLine as StraightLine,
 )
+from safetyheads.interventions.synthetic import (
+    SaeBaseline as SaeBaseline,
+    SaeReconstruction as SaeReconstruction,
+    SaeStructured as SaeStructured,
+)
 from safetyheads.interventions.targets import (
     AlongDirection as AlongDirection,
     NextPrompt as NextPrompt,
@@ -104,6 +109,7 @@ from safetyheads.plots.behaviour import (
     plot_refusal_under_ablation as plot_refusal_under_ablation,
 )
 from safetyheads.plots.directions import (
+    plot_heads_along as plot_heads_along,
     plot_selection as plot_selection,
     plot_transfer as plot_transfer,
 )
@@ -178,6 +184,10 @@ from safetyheads.probes.directions.direction import (
     Direction as Direction,
     refusal_direction as refusal_direction,
 )
+from safetyheads.probes.directions.heads import (
+    HeadsAlong as HeadsAlong,
+    heads_along as heads_along,
+)
 from safetyheads.probes.directions.nulls import (
     null_directions as null_directions,
 )
@@ -223,9 +233,19 @@ from safetyheads.probes.walks.readings import (
     NextToken as NextToken,
     Residual as Residual,
 )
+from safetyheads.probes.walks.regions import (
+    RegionSlice as RegionSlice,
+    StableRegions as StableRegions,
+    slice_regions as slice_regions,
+    stable_regions as stable_regions,
+)
 from safetyheads.probes.walks.sensitivity import (
     Sensitivity as Sensitivity,
     trace_sensitivity as trace_sensitivity,
+)
+from safetyheads.probes.walks.synthetic import (
+    SyntheticComparison as SyntheticComparison,
+    compare_activations as compare_activations,
 )
 from safetyheads.prompts.dressing import (
     ROLE_PLAY as ROLE_PLAY,
@@ -262,6 +282,16 @@ from safetyheads.ranking.ranking import (
 )
 from safetyheads.ranking.study import (
     Study as Study,
+)
+from safetyheads.saes.autoencoder import (
+    Sae as Sae,
+    SparseAutoencoder as SparseAutoencoder,
+)
+from safetyheads.saes.loading import (
+    load_sae as load_sae,
+)
+from safetyheads.saes.writing import (
+    save_sae as save_sae,
 )
 from safetyheads.screening.audit import (
     Screened as Screened,

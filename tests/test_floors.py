@@ -10,7 +10,7 @@ FLOORS = [  # a folder or a file of the top; it imports from the lines above its
     ["choices", "versions"],
     ["storage", "metrics", "stats", "progress"],
     ["prompts"],
-    ["models", "heads", "plots", "judges"],
+    ["models", "heads", "plots", "judges", "saes"],
     ["inputs", "interventions", "activations", "evidence"],
     ["engine"],
     ["screening"],

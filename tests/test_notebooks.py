@@ -69,7 +69,20 @@ def check_attention_maps(names, printed):
     assert "requests, plain and in" in printed
 
 
-CHECKS = {"01_safety_heads": check_safety_heads, "02_attention_maps": check_attention_maps}
+def check_refusal_directions(names, printed):
+    assert set(names["table"]["version"]) >= {"uncentred", "centred, trimmed"}
+    assert len(names["nulls"]) == 4
+    assert names["along"].heads
+    assert names["transfer"].matrix().shape == (2, 3)
+    assert names["export"].max_logit_difference < 1e-4 * names["export"].largest_logit
+    assert "weights changed" in printed
+
+
+CHECKS = {
+    "01_safety_heads": check_safety_heads,
+    "02_attention_maps": check_attention_maps,
+    "05_refusal_directions": check_refusal_directions,
+}
 
 
 def test_there_is_a_notebook():

@@ -79,9 +79,13 @@ def export_orthogonalized(
     return Export(folder, difference, largest, tuple(changed))
 
 
+def norms_after_writing(hf: nn.Module) -> list[str]:
+    """The names of norms that stand between what a layer writes and the residual stream."""
+    return [name for name, _ in hf.named_modules() if name.rpartition(".")[2] in AFTER_WRITING]
+
+
 def _require_writers_reach_the_stream(model: HookedModel, plain: nn.Module) -> None:
-    norms = [n for n, _ in plain.named_modules() if n.rpartition(".")[2] in AFTER_WRITING]
-    if norms:
+    if norms := norms_after_writing(plain):
         raise ValueError(
             f"{model.name} has a norm between what a layer writes and the residual stream ({norms[0]}), whose weights "
             "would bring the direction back: it cannot be written into the matrices; use AblateDirection on the "

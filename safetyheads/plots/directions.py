@@ -1,6 +1,7 @@
-"""What does ablating a direction do? Figures of a selection's candidates, and of the rates of a transfer.
+"""What does ablating a direction do, and who writes it? Figures of candidates, of heads and of the rates of a transfer.
 
-`plot_selection` draws `Selection.to_frame()`, `plot_transfer` draws `Transfer.to_frame()`.
+`plot_selection` draws `Selection.to_frame()`, `plot_heads_along` draws `HeadsAlong.to_frame()`, `plot_transfer` draws
+`Transfer.to_frame()`.
 """
 
 # ruff: noqa: C408  (Plotly's documentation writes attributes as keyword arguments; so does this.)
@@ -84,6 +85,65 @@ def plot_selection(
         title=dict(text=escape(title), x=LEFT / width, y=1 - 14 / figure.layout.height),
         title_font=dict(size=16, color=DARK),
         legend=dict(orientation="h", x=0, y=1 + 24 / inner[1], yanchor="bottom"),
+    )
+    for made in notes:
+        figure.add_annotation(made)
+    return figure
+
+
+def plot_heads_along(
+    table: "pandas.DataFrame", *, note: str | None = None
+) -> "plotly.graph_objects.Figure":
+    """Draw every head: what it writes along the direction against what its ablation does, a panel a measure.
+
+    The measures are `causal` (how far the difference along the direction moves), `refusal_shift` and `ships`; those
+    that the table lacks are left out. The heads that were ablated together are named, in red.
+
+    Args:
+        table: what `HeadsAlong.to_frame()` gives, of one model.
+        note: a caption drawn under the figure.
+
+    Raises:
+        ValueError: a column is missing, or the table has no measure at all.
+    """
+    import plotly.graph_objects as go
+
+    words = {
+        "causal": "moves the difference by",
+        "refusal_shift": "refusal shift [nat]",
+        "ships": "Ships [nat]",
+    }
+    require_columns(table, ("label", "written_share", "chosen", *words), "HeadsAlong.to_frame()")
+    there = [name for name in words if not table[name].isna().all()]
+    if not there:
+        raise ValueError(
+            f"the table has no value of {', '.join(words)}: there is nothing to draw against"
+        )
+    size = (290, 250)
+    inner = (len(there) * size[0] + (len(there) - 1) * GAP, size[1])
+    width, height = inner[0] + LEFT + RIGHT, inner[1] + TOP + BOTTOM
+    tall, notes = caption(note, width=width, left=LEFT, below=BOTTOM)
+    margins = dict(left=LEFT, right=RIGHT, top=TOP - 20, bottom=BOTTOM + tall)
+    figure = go.Figure(layout=sheet(width, height + tall - 20, **margins))
+    for number, name in enumerate(there):
+        place = panel(number, x=number * (size[0] + GAP), y=0, size=size, inner=inner)
+        x = axis(title="written along the direction, share", tickformat=".0%", nticks=6)
+        figure.update_layout(place.frame(x, axis(title=words[name])))
+        for chosen, colour in ((False, "#7f7f7f"), (True, SELF)):
+            some = table[(table["chosen"] == chosen) & table[name].notna()]
+            figure.add_scatter(
+                **place.axes,
+                **dict(x=some["written_share"].tolist(), y=some[name].tolist()),
+                **dict(mode="markers+text" if chosen else "markers", showlegend=False),
+                text=some["label"].tolist(),
+                **dict(textposition="top center", textfont=dict(size=10)),
+                marker=dict(color=colour, size=8 if chosen else 5, opacity=0.8),
+                hovertemplate="%{text}: %{x:.1%}, %{y:.3g}<extra></extra>",
+            )
+    model = human(str(table["model"].iloc[0])) if "model" in table else ""
+    figure.update_layout(
+        title=dict(text=escape(f"Heads along the direction: {model}"), x=LEFT / width),
+        title_font=dict(size=16, color=DARK),
     )
     for made in notes:
         figure.add_annotation(made)

@@ -22,6 +22,7 @@ from safetyheads import (
     Ranking,
     RefusalCurve,
     Resampling,
+    Sae,
     ScalingContribution,
     Traces,
     Transfer,
@@ -30,7 +31,9 @@ from safetyheads import (
     attention_maps,
     capture_attention,
     capture_traces,
+    compare_activations,
     compare_definitions,
+    heads_along,
     hidden_magnitudes,
     load_model,
     measure_behaviour,
@@ -44,7 +47,10 @@ from safetyheads import (
     score_heads,
     search_heads,
     select_direction,
+    slice_regions,
     specificity,
+    stable_regions,
+    trace_sensitivity,
     transfer_matrix,
 )
 from safetyheads.engine.execution import Execution
@@ -53,6 +59,7 @@ from safetyheads.metrics import GeneralizedShips, Ships
 from safetyheads.probes.behaviour.utility import Question
 from safetyheads.probes.groups import GroupSearch
 from safetyheads.ranking.study import Study
+from safetyheads.saes.autoencoder import TopK
 from tests.storage.alike import differences
 from tests.zoo import CONFIGS, RAGGED, random_model, sentence, tokenizer
 
@@ -62,6 +69,15 @@ BOTH = PromptSet("both", tuple(RAGGED), tuple(sentence(20, 21, n) for n in (30, 
 OTHER = PromptSet("other", (sentence(70, 71, 72), sentence(73, 71)), (sentence(74, 71, 75),))
 TWO = (RAGGED[:2], [RAGGED[2], RAGGED[0]])
 BLANK = Grid(length=9, short="blank", log=10)
+SAE = Sae(
+    torch.eye(24, 30),
+    torch.zeros(30),
+    torch.eye(30, 24),
+    torch.zeros(24),
+    TopK(2),
+    layer=1,
+    frequencies=torch.linspace(0.1, 0.2, 30),
+)
 NO_RESULT = {
     "HookedModel": "a model; its weights have a format of their own",
     "PromptSet": "what is asked, and kept as a file of prompts",
@@ -73,6 +89,7 @@ NO_RESULT = {
     "Agreement": "made in a moment from saved scores",
     "ProcessMap": "says where passes run",
     "RayMap": "says where passes run",
+    "Sae": "weights, which save_sae keeps in the format of SAELens",
 }
 """What public functions return and no record keeps, each with its reason."""
 
@@ -154,6 +171,21 @@ RESULTS = {
         decoding=Decoding(2),
         keep_text=True,
         progress=False,
+    ),
+    "HeadsAlong": lambda m: heads_along(
+        m,
+        BOTH,
+        refusal_direction(m, BOTH, 2, progress=False),
+        count=1,
+        run_causally=1,
+        scores={"ships": scores(m)},
+        execution=QUIET,
+    ),
+    "Sensitivity": lambda m: trace_sensitivity(m, RAGGED, steps=3, progress=False),
+    "StableRegions": lambda m: stable_regions(m, RAGGED, steps=3, progress=False),
+    "RegionSlice": lambda m: slice_regions(m, RAGGED, points=3, progress=False),
+    "SyntheticComparison": lambda m: compare_activations(
+        m, RAGGED, SAE, steps=3, read="pre_norm", progress=False
     ),
     "Plan": lambda m: plan(Study(m, BOTH)),
     "Specificity": lambda m: specificity(scores(m), scores(m, "harmless"), n_permutations=99),
