@@ -1,7 +1,8 @@
 """How does refusal grow between a model and its sibling, and do its heads and its direction move along?
 
 `climb_ladder` takes rungs W + t·(W' − W) and asks of each the same: what it refuses, what the base's own harmless
-answers cost it, which heads carry its refusal, and along which direction the harmful and the harmless part.
+answers cost it, which heads carry its refusal, along which direction the harmful and the harmless part, and in how many
+components.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from safetyheads.metrics import RefusalShift, refusal_log_odds
 from safetyheads.models.checkpoints import Checkpoint
 from safetyheads.models.interpolating import blend
 from safetyheads.models.opening import load_model
+from safetyheads.probes.directions.decomposition import VERSIONS, Place, shares
+from safetyheads.probes.directions.spectrum import COMPONENTS, OUTLIERS
 from safetyheads.progress import bar
 from safetyheads.prompts import PromptSet, load_prompts
 from safetyheads.screening.estimates import estimate_heads
@@ -54,6 +57,8 @@ class Ladder:
     """Estimated refusal shift of ablating each head [nat]; negative where a head carries refusal."""
     directions: Float[Tensor, "rung layer d_model"]
     """Mean state of the harmful less that of the harmless, last position, after each layer."""
+    spectrum: Float[Tensor, "rung version layer component"]
+    """Share of the squared differences that each component has, in the order of `decomposition.VERSIONS`."""
     provenance: dict[str, Any]
 
     def to_frame(self, layer: int | None = None) -> "pandas.DataFrame":
@@ -61,7 +66,9 @@ class Ladder:
 
         `top_heads` is the Jaccard overlap of the ten heads with the most negative shifts, `heads_rank` the Spearman
         correlation of all; `direction` is the cosine of the directions of `layer` (that half-way up where none is
-        given), `direction_norm` its length. They are compared with the rung t = 1, or the last where there is none.
+        given) and `direction_norm` its length. They are compared with the rung t = 1, or the last where there is none.
+        `two_components` is the share of that layer's first two components of the differences as they are,
+        `two_trimmed` the same without the outlier dimensions.
         """
         import pandas
 
@@ -83,6 +90,9 @@ class Ladder:
             here, there = self.directions[at, layer], self.directions[goal, layer]
             row["direction"] = float(torch.cosine_similarity(here, there, dim=0))
             row["direction_norm"] = float(here.norm())
+            both = self.spectrum[at, :, layer, :2].sum(-1)
+            row["two_components"] = float(both[VERSIONS.index("uncentred")])
+            row["two_trimmed"] = float(both[VERSIONS.index("uncentred, trimmed")])
             table.append(row)
         return pandas.DataFrame(table)
 
@@ -119,6 +129,7 @@ class _Rung(NamedTuple):
     loss: float
     heads: Float[Tensor, "layer head"]
     directions: Float[Tensor, "layer d_model"]
+    spectrum: Float[Tensor, "version layer component"]
     provenance: dict[str, Any]
 
 
@@ -179,6 +190,7 @@ def climb_ladder(
         torch.tensor([rung.loss for rung in seen]),
         torch.stack([rung.heads for rung in seen]),
         torch.stack([rung.directions for rung in seen]),
+        torch.stack([rung.spectrum for rung in seen]),
         provenance,
     )
 
@@ -214,6 +226,7 @@ def _ask(
         loss,
         _head_shifts(sides[0], heads_on),
         states[0].mean(1) - states[1].mean(1),
+        torch.stack([_shares(*both) for both in zip(*states, strict=True)], 1),
         sides[0].provenance,
     )
 
@@ -221,6 +234,15 @@ def _ask(
 def _last_states(inputs: Inputs) -> Float[Tensor, "layer prompt d_model"]:
     kept = Kept(tuple(range(inputs.model.n_layers)), ("resid_post",), 1, "end")
     return capture_states(inputs.model, inputs.batch, kept, progress=False)[0, :, :, 0]
+
+
+def _shares(
+    harmful: Float[Tensor, "prompt d_model"], harmless: Float[Tensor, "other d_model"]
+) -> Float[Tensor, "version component"]:
+    """The spectrum of one layer, the n-th harmful prompt with the n-th harmless one."""
+    place = Place.of(harmful, harmless, OUTLIERS)
+    components = min(COMPONENTS, len(place.pairs[0]))
+    return shares(place.grams(), *place.pairs, components).float()
 
 
 def _log_odds(inputs: Inputs, last: Float[Tensor, "prompt d_model"]) -> Float[Tensor, " prompt"]:

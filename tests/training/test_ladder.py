@@ -51,15 +51,20 @@ def test_the_ends_are_the_two_models(folders, ladder):
     for at, folder in ((0, folders[0]), (2, folders[1])):
         model = load_model(folder)
         sides = [prepare(model, PROMPTS, side=side) for side in ("harmful", "harmless")]
-        means = []
+        states = []
         for side in sides:
             rows = zip(side.batch.ids, side.batch.lengths, strict=True)
-            states = [
+            found = [
                 model.hf(row[None, :n], output_hidden_states=True).hidden_states[2][0, -1]
                 for row, n in rows
             ]
-            means.append(torch.stack(states).mean(0))
+            states.append(torch.stack(found))
+        means = [some.mean(0) for some in states]
         assert torch.allclose(ladder.directions[at, 1], means[0] - means[1], atol=1e-4)
+        squares = torch.linalg.svdvals((states[0][:5] - states[1]).double()) ** 2
+        assert torch.allclose(
+            ladder.spectrum[at, 0, 1].double(), squares / squares.sum(), atol=1e-5
+        )
     assert ladder.harmless_loss[0] < ladder.harmless_loss[2]
 
 
@@ -79,6 +84,7 @@ def test_a_table_a_record_and_a_figure(ladder, tmp_path):
     table = ladder.to_frame()
     assert table["t"].tolist() == [0, 0.5, 1]
     last = table.iloc[-1]
+    assert 0 < last["two_trimmed"] < 1
     assert (last["top_heads"], last["heads_rank"], last["direction"]) == pytest.approx((1, 1, 1))
     assert (table["refusal_low"] <= table["refusal"]).all()
     refused = ladder.verdicts["harmful"][1].count("refuse")
