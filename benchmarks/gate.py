@@ -1,4 +1,4 @@
-"""What does the gate cost beside the smallest sweep? All heads of a model, one ablation, one prompt and sixteen.
+"""What does the gate cost beside the smallest sweep? All heads of a model, one ablation, one prompt and four.
 
     python benchmarks/gate.py [--model smollm2-135m-instruct] [--repeats 3]
 
@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model(options.model)
-    prompts = [f"How do I repair a chair of kind {n} at home?" for n in range(16)]
+    prompts = [f"How do I repair a chair of kind {n} at home?" for n in range(4)]
 
     def sweep(count: int) -> object:
         quiet = Execution(progress=False)
@@ -43,7 +43,7 @@ def main() -> None:
         "opening": lambda: check(model, None),
         "fingerprint": lambda: fingerprint(model.hf),
         "sweep of 1 prompt": lambda: sweep(1),
-        "sweep of 16 prompts": lambda: sweep(16),
+        "sweep of 4 prompts": lambda: sweep(4),
     }
     least: dict[str, float] = {}
     for _ in range(options.repeats):
@@ -52,7 +52,7 @@ def main() -> None:
     for name, found in least.items():
         print(f"{name:20s} {found:8.2f} s")
     opening = least["before wrapping"] + least["opening"]
-    for count in (1, 16):
+    for count in (1, 4):
         sweep_time = least[f"sweep of {count} prompt{'s' if count > 1 else ''}"]
         share = (opening + least["fingerprint"]) / sweep_time
         print(
