@@ -23,6 +23,7 @@ GROUPS = {
 
 
 def main() -> None:
+    """Judge the groups and print the table."""
     parser = argparse.ArgumentParser(description="Do the heads that lower refusal carry it?")
     parser.add_argument("--model", default="qwen2.5-coder-0.5b-instruct")
     parser.add_argument("--data", type=Path, required=True)
