@@ -105,7 +105,10 @@ ADAPTER_FIELDS = ("active_adapters", "disable_adapters", "merged_adapters", "sca
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+    flat = tensor.detach().contiguous().view(-1)
+    if flat.stride(0) != 1:  # one number may have any stride
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)
 
 
 def _stamp(tensor: Tensor) -> _Stamp:

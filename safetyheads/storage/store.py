@@ -170,7 +170,8 @@ class Store(MutableMapping[str, Tensor]):
         digest = hashlib.sha256(
             f"{self.fingerprint} {key} {value.dtype} {tuple(value.shape)}".encode()
         )
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+        whole = value.clone(memory_format=torch.contiguous_format)  # one number may have any stride
+        digest.update(whole.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -15,7 +15,10 @@ def differences(one, other, place="result"):
         return [f"{place}: {type(one).__name__} and {type(other).__name__}"]
     if isinstance(one, torch.Tensor):
         alike = one.dtype == other.dtype and one.shape == other.shape
-        bits = [t.contiguous().flatten().view(torch.uint8) for t in (one, other)]
+        bits = [
+            t.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8)
+            for t in (one, other)
+        ]
         return [] if alike and torch.equal(*bits) else [f"{place}: tensors"]
     if isinstance(one, pandas.DataFrame):
         try:
