@@ -44,7 +44,9 @@ KNOWN_MODELS: Mapping[str, KnownModel] = {
     ),
 }
 
-KNOWN_SIBLINGS: Mapping[str, str] = {}
+KNOWN_SIBLINGS: Mapping[str, str] = {
+    "smollm2-135m-ssft": "smollm2-135m-instruct",
+}
 """The adapters that come with the package (`data/siblings`), and the known model that each goes on."""
 
 
