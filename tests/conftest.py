@@ -1,5 +1,6 @@
-"""What every test may rely on: no waiting for the Hub, one thread, no wandb, no deadlines."""
+"""What every test may rely on: no waiting for the Hub, one thread, no wandb, no deadlines; libraries are not garbage."""
 
+import gc
 import os
 
 for variable, value in {
@@ -16,3 +17,10 @@ import tests.checking  # noqa: E402, F401
 
 settings.register_profile("shared-machine", deadline=None, max_examples=30)
 settings.load_profile("shared-machine")
+
+
+def pytest_collection_finish():
+    """A million objects of libraries live as long as the tests: looking through them took a tenth of the suite."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
