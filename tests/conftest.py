@@ -1,4 +1,4 @@
-"""What every test may rely on: no waiting for the Hub, one thread, no wandb, no deadlines; libraries are not garbage."""
+"""What every test may rely on: no waiting for the Hub, one thread, no wandb, no deadlines."""
 
 import gc
 import os
