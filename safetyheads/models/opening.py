@@ -18,7 +18,6 @@ from safetyheads.models.gate import FOREIGN, SUCH_AS, checked, reference
 from safetyheads.models.hooked import HookedModel, ModelSource
 from safetyheads.models.scaling import follow_scaling
 from safetyheads.models.unwrapping import unwrapped
-from safetyheads.versions import warn_of_untried
 
 
 def load_model(
@@ -111,7 +110,6 @@ def _opened(
         )
     bridge.eval()
     name_caches(bridge)
-    warn_of_untried()
     if "blocks.0.attn.hook_z" not in bridge.hook_dict:
         raise ValueError(f"{name} has no attention heads to ablate: its first block has no hook_z")
     dtype = next(bridge.original_model.parameters()).dtype
