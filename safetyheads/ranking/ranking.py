@@ -30,8 +30,9 @@ from safetyheads.plots.heatmap import plot_head_heatmap
 from safetyheads.plots.scatter import plot_head_scatter
 from safetyheads.plots.writing import write_html
 from safetyheads.probes.single_heads import score_measurements, score_some
+from safetyheads.progress import whole
 from safetyheads.prompts import PromptSet
-from safetyheads.ranking.planning import say_cost
+from safetyheads.ranking.planning import passes_of, say_cost
 from safetyheads.ranking.study import DEFAULT_ABLATIONS, DEFAULT_METRIC, Null, Study, require_top
 from safetyheads.screening.audit import Screened
 from safetyheads.screening.methods import Method, as_method
@@ -229,13 +230,15 @@ def rank(study: Study, execution: Execution = HERE) -> Ranking:
     opened = study.open()
     say_cost(study, opened, execution)
     method = as_method(study.method)
-    harmful = score_measurements(opened.harmful, [method] * len(opened.harmful), execution)
-    harmless: Sequence[HeadScores | None] = (None,) * len(harmful)
-    if opened.harmless:
-        harmless = _beside(opened.harmless, harmful, method, execution)
-    random = None
-    if study.null == "random_init":
-        random = rank(study.of(random_copy(opened.model), opened.prompts), _staying(execution))
+    label = f"ranking {opened.model.name}, {opened.prompts.name}"
+    with whole(passes_of(study, opened), label, execution.progress):
+        harmful = score_measurements(opened.harmful, [method] * len(opened.harmful), execution)
+        harmless: Sequence[HeadScores | None] = (None,) * len(harmful)
+        if opened.harmless:
+            harmless = _beside(opened.harmless, harmful, method, execution)
+        random = None
+        if study.null == "random_init":
+            random = rank(study.of(random_copy(opened.model), opened.prompts), _staying(execution))
     return Ranking(
         harmful,
         tuple(harmless),
