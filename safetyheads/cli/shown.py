@@ -36,6 +36,8 @@ def report(ranking: "Ranking", top: int, folder: Path, *, control: bool) -> None
         for scores in ranking.harmful:
             if (said := scores.audit or scores.race) is not None:
                 print(f"\n{scores.ablation}: {said}")
+        for scores, gate in zip(ranking.harmful, ranking.gates, strict=False):
+            print(f"\n{scores.ablation}: {gate}")
     print(f"\nThe figure: {(folder / 'scatter.html').absolute()}")
     print(f"All scores: {(folder / 'scores.csv').absolute()}")
     if note:
@@ -78,6 +80,8 @@ def format_table(table: "DataFrame") -> str:
             columns["harmless_score"] = f"harmless [{unit}]"
         if "specificity" in rows and rows["specificity"].notna().any():
             columns |= {"specificity": f"specificity [{unit}]", "q_value": "q"}
+        if "established" in rows:
+            columns["established"] = "established"
         ordered = rows.sort_values("rank")
         body = ordered[list(columns)].rename(columns=columns)
         for column, kind in (("score", "kind"), ("harmless_score", "harmless_kind")):

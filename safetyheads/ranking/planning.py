@@ -186,7 +186,7 @@ def passes_of(study: Study, opened: Opened) -> float:
         raced = isinstance(method, Raced) and method.covariate and harmful and DIRECTIONS
         if side and (directions := screened or raced):
             total += SCREEN_COST * len(side[0].inputs.batch) * (2 + directions)
-    return total * (2 if study.null == "random_init" else 1)
+    return total * (2 if study.null in ("random_init", "gate") else 1)
 
 
 def _operations(runs: Sequence[Measurement], method: Raced | Screened | None) -> float:
