@@ -20,6 +20,10 @@ from safetyheads.evidence.carriers import (
 from safetyheads.evidence.published import (
     published_heads as published_heads,
 )
+from safetyheads.evidence.gate import (
+    Gate as Gate,
+    gate_ranking as gate_ranking,
+)
 from safetyheads.evidence.specificity import (
     NullBand as NullBand,
     Specificity as Specificity,

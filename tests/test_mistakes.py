@@ -22,7 +22,8 @@ MISTAKES = {
     'Study("m", "d", limit=True)': "limit is True",
     'Study("m", "d", top_k="10")': "top_k is '10'; it must be a whole number",
     'Study("m", "d", method="fast")': 'must be "exact", "raced", "screened"',
-    'Study("m", "d", null="shuffled")': "must be one of labels, layer, random_init",
+    'Study("m", "d", null="shuffled")': "must be one of labels, layer, random_init, gate",
+    'Study("m", "d", null="gate", method="raced")': "the gate tests every head",
     # So is an execution.
     "Execution(rows=0)": "rows is 0; a forward pass needs at least one row",
     "Execution(rows=2.5)": "rows is 2.5",
