@@ -109,6 +109,8 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.seed is not None and "resample" not in options.ablation:
         parser.error("--seed is for --ablation resample; leave it out")
     check_measurement(parser, options)
+    if options.method == "raced" and options.metric == "generalized_ships":
+        parser.error("--method raced needs a metric of single prompts; leave it out, or screened")
 
 
 def study_of(options: argparse.Namespace) -> "Study":

@@ -32,8 +32,9 @@ from safetyheads.plots.scatter import plot_head_scatter
 from safetyheads.plots.writing import write_html
 from safetyheads.probes.refusing import first_token_refusals
 from safetyheads.probes.single_heads import score_measurements, score_some
+from safetyheads.progress import whole
 from safetyheads.prompts import PromptSet
-from safetyheads.ranking.planning import say_cost
+from safetyheads.ranking.planning import passes_of, say_cost
 from safetyheads.ranking.study import (
     DEFAULT_ABLATIONS,
     DEFAULT_METRIC,
@@ -269,16 +270,18 @@ def rank(study: Study, execution: Execution = HERE) -> Ranking:
     opened = study.open()
     say_cost(study, opened, execution)
     method = as_method(study.method)
-    harmful = score_measurements(opened.harmful, [method] * len(opened.harmful), execution)
-    harmless: Sequence[HeadScores | None] = (None,) * len(harmful)
-    if opened.harmless:
-        harmless = _beside(opened.harmless, harmful, method, execution)
     random: Ranking | None = None
     gates: tuple[Gate, ...] = ()
-    if study.null in ("random_init", "gate"):
-        random = rank(study.of(random_copy(opened.model), opened.prompts), _staying(execution))
-    if study.null == "gate" and random is not None:
-        gates = _gates(study, opened, Ranking(harmful, tuple(harmless), "", ""), random)
+    label = f"ranking {opened.model.name}, {opened.prompts.name}"
+    with whole(passes_of(study, opened), label, execution.progress):
+        harmful = score_measurements(opened.harmful, [method] * len(opened.harmful), execution)
+        harmless: Sequence[HeadScores | None] = (None,) * len(harmful)
+        if opened.harmless:
+            harmless = _beside(opened.harmless, harmful, method, execution)
+        if study.null in ("random_init", "gate"):
+            random = rank(study.of(random_copy(opened.model), opened.prompts), _staying(execution))
+        if study.null == "gate" and random is not None:
+            gates = _gates(study, opened, Ranking(harmful, tuple(harmless), "", ""), random)
     return Ranking(
         harmful,
         tuple(harmless),

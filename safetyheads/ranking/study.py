@@ -29,7 +29,7 @@ DEFAULT_METRIC = RefusalShift()
 OF_PROMPTS = ("prompts", "harmless", "column", "label", "encoding", "path")
 """What `load_prompts` takes."""
 Null = Literal["labels", "layer", "random_init", "gate"]
-"""What heads must rise above not to be drawn grey."""
+"""What heads must rise above not to be drawn open."""
 
 
 class Opened(NamedTuple):
