@@ -62,13 +62,13 @@ ABLATIONS = {
     "interchange": InterchangeAblation(),
     "resample": as_ablation("resample"),
 }
-FEWER = {"mean": 8, "interchange": 8, "resample": 8}
+FEWER = {"mean": 6, "interchange": 6, "resample": 6}
 """Pairs of a batch that these ablations get, where the processor's time does not reach for all."""
 NEW_TOKENS = 16
 HELD_OUT = {
-    "jailbreakbench": 24,
-    "malicious_instruct": 24,
-    "advbench": 24,
+    "jailbreakbench": 20,
+    "malicious_instruct": 20,
+    "advbench": 20,
     "xstest, unsafe": 16,
     "xstest, safe": 20,
 }

@@ -200,6 +200,7 @@ from safetyheads.probes.behaviour.answers import (
 )
 from safetyheads.probes.behaviour.curves import (
     RefusalCurve as RefusalCurve,
+    matched_heads as matched_heads,
     refusal_under_ablation as refusal_under_ablation,
 )
 from safetyheads.probes.behaviour.generation import (
