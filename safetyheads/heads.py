@@ -241,6 +241,20 @@ class HeadScores:
             )
         return self.to_frame().head(k)
 
+    def opposing(self, k: int = 10) -> "pandas.DataFrame":
+        """The heads at the other end, whose loss moves the metric the other way: at most k, the strongest first.
+
+        They are rows of `to_frame`, with ranks counted from that end. Raises ValueError for a metric without a sign.
+        """
+        table = self.to_frame()
+        if not (table["score"] < 0).any() and self.largest_first:
+            raise ValueError(
+                f"{self.metric} is never negative, so that no head opposes; take a metric with a sign, RefusalShift()"
+            )
+        other = table["score"] < 0 if self.largest_first else table["score"] > 0
+        found = table[other].iloc[::-1].head(k).reset_index(drop=True)
+        return found.assign(rank=range(1, len(found) + 1))
+
     def score(self, head: Union[str, tuple[Any, Any], "Head"]) -> float:
         """The exact score of one head; ValueError for one that the model does not have or that was only estimated."""
         layer, index = Head.parse(head)
