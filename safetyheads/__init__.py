@@ -6,10 +6,14 @@ True
 """
 
 import ast
+import warnings
 from importlib import import_module
 from pathlib import Path
 
 __version__ = "0.2.0"
+
+# What the libraries below say in Jupyter on their first import, where ipywidgets is missing; text bars do without it.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def _modules_of_names() -> dict[str, str]:
@@ -25,6 +29,7 @@ def _modules_of_names() -> dict[str, str]:
 
 _MODULES = _modules_of_names()
 __all__ = [*sorted(_MODULES), "__version__"]
+import_module("safetyheads.versions").warn_of_untried()  # before the first number, and not with it
 
 
 def __getattr__(name: str) -> object:

@@ -15,6 +15,7 @@ from safetyheads.cli.options import (
     make_ablations,
     open_model,
     reading,
+    template,
 )
 
 
@@ -28,7 +29,7 @@ def add(commands: Any) -> None:
     add_ablation(parser, ABLATIONS[:4])
     option("--prompts", help="whose mean output --ablation mean writes: known name or file")
     add_reading(parser)
-    option("--template", help=TEMPLATE)
+    option("--template", type=template, help=TEMPLATE)
     add_out(parser, None)
 
 
@@ -43,15 +44,18 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Load, edit, save, compare and print."""
+    from safetyheads.heads import parse_heads
     from safetyheads.interventions.export import export_ablated
     from safetyheads.prompts import load_prompts
 
+    heads, ablation = parse_heads(options.heads), make_ablations(options)[0]
+    prompts = load_prompts(options.prompts, **reading(options)) if options.prompts else None
     written = export_ablated(
         open_model(options),
-        options.heads,
+        heads,
         options.out,
-        ablation=make_ablations(options)[0],
-        prompts=load_prompts(options.prompts, **reading(options)) if options.prompts else None,
+        ablation=ablation,
+        prompts=prompts,
         template=options.template,
     )
     print(f"The ablated model: {written.folder.absolute()}")

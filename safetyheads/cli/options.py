@@ -50,6 +50,15 @@ def share(text: str) -> float:
     return number
 
 
+def template(text: str) -> str:
+    """Read a template's name, or a text with a place for the prompt, for argparse."""
+    if text not in ("chat", "bare", "query") and "{q}" not in text:
+        raise argparse.ArgumentTypeError(
+            f'came {text!r}, expected "chat", "bare", "query" or a text with {{q}}, where the prompt goes'
+        )
+    return text
+
+
 def layer_numbers(text: str) -> list[int]:
     """Read layers such as `0-7` or `0,3,5-7`, for argparse."""
     layers: set[int] = set()
@@ -124,22 +133,51 @@ def reading(options: argparse.Namespace) -> dict[str, Any]:
     return {"column": options.column, "label": label, "encoding": options.encoding}
 
 
+OWN_NAMES = {"top_k": "top", "path": "prompts-path", "rows": "batch", "min_prompts": "min-prompts"}
+"""Arguments whose option has another name."""
+ARGUMENTS = (
+    *OWN_NAMES,
+    *("column", "label", "encoding", "harmless", "template", "method", "device", "dtype", "metric"),
+    *(
+        "ablation",
+        "limit",
+        "layers",
+        "steps",
+        "samples",
+        "seed",
+        "length",
+        "floor",
+        "order",
+        "epsilon",
+    ),
+)
+
+
 def as_options(text: str) -> str:
     """An error's advice in the words of the command line.
 
     >>> as_options("say which with label=, or label=False; encoding='latin-1' perhaps")
     "say which with --label, or --label none; --encoding 'latin-1' perhaps"
+    >>> as_options('top_k is 500; use method="exact"')
+    '--top is 500; use --method "exact"'
     """
+
+    def option(name: str) -> str:
+        return f"--{OWN_NAMES.get(name, name)}"
+
+    names = "|".join(ARGUMENTS)
     text = re.sub(r"\blabel=False\b", "--label none", text)
-    given = r"(?<![\w(])(column|label|encoding|harmless|template)=(?=(.?))"
+    text = re.sub(rf"^({names}) (is|has)\b", lambda found: f"{option(found[1])} {found[2]}", text)
     return re.sub(
-        given, lambda found: f"--{found[1]}" + (" " if found[2].strip(" ,;:.)") else ""), text
+        rf"(?<![\w(])({names})=(?=(.?))",
+        lambda found: option(found[1]) + (" " if found[2].strip(" ,;:.)") else ""),
+        text,
     )
 
 
 def add_template(parser: Parser) -> None:
     """`--template` and `--limit`."""
-    parser.add_argument("--template", help=TEMPLATE)
+    parser.add_argument("--template", type=template, help=TEMPLATE)
     how = "use N prompts; all when not given"
     parser.add_argument("--limit", type=positive_integer, metavar="N", help=how)
 

@@ -62,6 +62,7 @@ def add(commands: Any) -> None:
     add_out(parser, "safetyheads-out")
     option = parser.add_argument
     option("--top", type=positive_integer, metavar="K", help="heads shown (10)")
+    option("--gate", action="store_true", help="say which heads rise above chance; twice the time")
     option("--plan", action="store_true", help="say what it will cost, and run nothing")
     option("--method", choices=METHODS, help="run every head, race them, or screen first (exact)")
     option("--layers", type=layer_numbers, help="only these, as 0-7: a part, for safetyheads merge")
@@ -94,6 +95,10 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
             parser.error(f"--study says what is asked; write it there and leave out {named}")
     if options.layers and options.method in METHODS[1:]:
         parser.error(f"--method {options.method} looks at all layers; leave out --layers")
+    if options.gate and (options.layers or options.study or options.method in METHODS[1:]):
+        parser.error(
+            "--gate tests all heads of one run: leave out --layers and --method; a study's file says gate itself"
+        )
     if options.plan and (options.layers or options.executor):
         parser.error("--plan is of a whole run in one process; leave out --layers and --executor")
     if options.workers and not options.executor:
@@ -104,6 +109,8 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.seed is not None and "resample" not in options.ablation:
         parser.error("--seed is for --ablation resample; leave it out")
     check_measurement(parser, options)
+    if options.method == "raced" and options.metric == "generalized_ships":
+        parser.error("--method raced needs a metric of single prompts; leave it out, or screened")
 
 
 def study_of(options: argparse.Namespace) -> "Study":
@@ -122,6 +129,7 @@ def study_of(options: argparse.Namespace) -> "Study":
         limit=options.limit,
         method=options.method,
         top_k=options.top or 10,
+        null="gate" if options.gate else "labels",
     )
 
 

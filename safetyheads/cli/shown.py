@@ -1,5 +1,7 @@
 """How does a ranking look in a terminal, and what is said about it?"""
 
+import itertools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ NEGATIVE_CONTROL = (
     f"{SMALL_MODEL} hardly ever refuses, so these heads are a negative control: "
     "they carry the next token of its answer, not a refusal."
 )
+SMALL_Q = 0.05
 NEXT_STEP = (
     "A model that refuses more, on prompts that it refuses:\n"
     f"  safetyheads rank --model {DEMO_MODEL} --prompts malicious_instruct"
@@ -28,13 +31,47 @@ def report(ranking: "Ranking", top: int, folder: Path, *, control: bool) -> None
         ranking.save(folder, note=note)
     finally:  # the scores are shown even where the folder has become unwritable meanwhile
         print(format_table(ranking.top(top)))
+        for note in dict.fromkeys(q_notes(ranking)):
+            print(f"\n{note}")
         for scores in ranking.harmful:
             if (said := scores.audit or scores.race) is not None:
                 print(f"\n{scores.ablation}: {said}")
+        for scores in ranking.harmful:
+            if scores.largest_first or not len(other := scores.opposing(3)):
+                continue
+            named = ", ".join(f"{row.label} {row.score:+.3g}" for row in other.itertuples())
+            print(f"\n{scores.ablation}, the other way [{scores.unit}]: {named}")
+        for scores, gate in zip(ranking.harmful, ranking.gates, strict=False):
+            print(f"\n{scores.ablation}: {gate}")
     print(f"\nThe figure: {(folder / 'scatter.html').absolute()}")
     print(f"All scores: {(folder / 'scores.csv').absolute()}")
     if note:
         print(f"\nNote: {note}\n{NEXT_STEP}")
+
+
+def q_notes(ranking: "Ranking") -> list[str]:
+    """Where so few prompts were compared that hardly a head can get a small q: the reason, for each ablation."""
+    from safetyheads.evidence.specificity import least_p
+
+    notes = []
+    for found in ranking.specificity:
+        if found is None:
+            continue
+        tests, (n, m) = int(found.p.isfinite().sum()), found.n_prompts
+        least = least_p(n, None if found.paired else m)
+        needed = math.ceil(least * tests / SMALL_Q)
+        if needed > 1:
+            compared = f"{n} pairs" if found.paired else f"{n} and {m} prompts"
+            enough = next(
+                k
+                for k in itertools.count(n)
+                if least_p(k, None if found.paired else k) * tests <= SMALL_Q
+            )
+            notes.append(
+                f"q: with {compared} no p is below {least:.2g}, so q reaches {SMALL_Q} only if {needed} of the {tests} "
+                f"heads have that p; from {enough} {'pairs' if found.paired else 'of each'} on one head can alone"
+            )
+    return notes
 
 
 def format_table(table: "DataFrame") -> str:
@@ -48,6 +85,8 @@ def format_table(table: "DataFrame") -> str:
             columns["harmless_score"] = f"harmless [{unit}]"
         if "specificity" in rows and rows["specificity"].notna().any():
             columns |= {"specificity": f"specificity [{unit}]", "q_value": "q"}
+        if "established" in rows:
+            columns["established"] = "established"
         ordered = rows.sort_values("rank")
         body = ordered[list(columns)].rename(columns=columns)
         for column, kind in (("score", "kind"), ("harmless_score", "harmless_kind")):

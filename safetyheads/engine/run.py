@@ -30,7 +30,7 @@ def run(
             manifest["variants"] = [variant.describe() for variant in variants]
         store = Store(execution.store, manifest)
     passes = len(variants) * len(measurement.inputs.batch)
-    with bar(passes, measurement.label, "pass", execution.progress) as shown:
+    with bar(passes, measurement.label, "ablated prompt", execution.progress) as shown:
         if execution.executor is None:
             swept = sweep(
                 measurement, variants, rows=execution.rows, store=store, progress=shown.update

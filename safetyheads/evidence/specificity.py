@@ -174,6 +174,19 @@ def _end_of_chance(
     return end if len(sample) == 1 else end * error
 
 
+def least_p(n: int, m: int | None = None, *, n_resamples: int = 30_000) -> float:
+    """The smallest two-sided p-value that `permutation_p` can give for n pairs, or for sets of n and m.
+
+    >>> least_p(6), least_p(4, 4)
+    (0.03125, 0.02857142857142857)
+    """
+    ways = 2**n if m is None else math.comb(n + m, n)
+    if ways > n_resamples:
+        return 1 / (n_resamples + 1)
+    # With equal sides, exchanging them is as extreme.
+    return (1 if m is not None and m != n else 2) / ways
+
+
 def null_band(
     found: Specificity, *, null: str = "labels", random: Specificity | None = None
 ) -> NullBand:

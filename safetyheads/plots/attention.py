@@ -37,6 +37,8 @@ SEGMENT_COLOURS = {
     "user": "#3182bd",
     "assistant header": "#31a354",
 }
+BLANK = "#e2e2e2"
+"""Where there is nothing to show. White is the middle of the difference's colours."""
 HOVER_CELLS = 64
 """Cells on each side of the heat map that answers the mouse."""
 LEFT, RIGHT, TOP, BOTTOM = 68, 80, 34, 56
@@ -112,7 +114,7 @@ def plot_attention_maps(
             for part in segments:
                 _strip(figure, place, part)
                 drawn.setdefault(part[0])
-    _add_legend(figure, list(drawn))
+    _add_legend(figure, list(drawn), blank=any(row.difference.isnan().any() for row in rows))
     return figure
 
 
@@ -179,7 +181,7 @@ def plot_hidden_magnitudes(
             for part in segments:
                 _strip(figure, place, part, both=False)
                 drawn.setdefault(part[0])
-    _add_legend(figure, list(drawn))
+    _add_legend(figure, list(drawn), blank=any(row.difference.isnan().any() for row in rows))
     return figure
 
 
@@ -285,11 +287,16 @@ def _strip(figure: Any, place: Panel, part: Sequence[Any], both: bool = True) ->
         )
 
 
-def _add_legend(figure: Any, names: Sequence[str]) -> None:
-    """What the strips' colours mean, by traces without points."""
+def _add_legend(figure: Any, names: Sequence[str], *, blank: bool) -> None:
+    """What the strips' colours and the blank ground mean, by traces without points."""
     order = list(SEGMENT_COLOURS)
-    for name in sorted(names, key=lambda n: order.index(n) if n in order else len(order)):
-        swatch = dict(color=SEGMENT_COLOURS.get(name, "#756bb1"), symbol="square", size=10)
+    shown = sorted(names, key=lambda n: order.index(n) if n in order else len(order))
+    colours = {name: SEGMENT_COLOURS.get(name, "#756bb1") for name in shown}
+    if blank:
+        figure.update_layout(plot_bgcolor=BLANK)
+        colours |= {"no data": BLANK}
+    for name, colour in colours.items():
+        swatch = dict(color=colour, symbol="square", size=10)
         figure.add_scatter(x=[None], y=[None], mode="markers", marker=swatch, name=escape(name))
     figure.update_layout(
         legend=dict(

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 COLUMNS = ("layer", "head", "label", "ablation", "metric", "score", "unit", "rank")
 """The columns that every table must have."""
 PANEL_WIDTH, PANEL_HEIGHT = 460, 420
-LEFT, RIGHT, TOP, BOTTOM = 66, 14, 24, 58
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 34, 58
+BLANK = "#e2e2e2"
+"""Where a map has no score; white is the middle of its colours."""
 BAR = 104
 """Width beside a panel for its colour bar: the bar, its tick labels and its title."""
 
@@ -209,16 +211,19 @@ def limits(scores: Sequence[float], *, diverging: bool = False) -> tuple[float, 
     return low - pad, high + pad, "Viridis"
 
 
-def layout(areas: Sequence[Area], note: str | None) -> dict[str, Any]:
-    """Panels side by side, two in a row, each with a title, a colour bar and a legend's place."""
+def layout(
+    areas: Sequence[Area], note: str | None, *, legend_below: bool = False
+) -> dict[str, Any]:
+    """Panels side by side, two in a row, each with a title, a colour bar and a legend's place, inside or under it."""
+    bottom = BOTTOM + (LINE + 8 if legend_below else 0)
     columns, rows = min(len(areas), 2), (len(areas) + 1) // 2
     above = TOP + LINE * max(area.title.count("<br>") + 1 for area in areas)
-    tall, wide = above + PANEL_HEIGHT + BOTTOM, LEFT + PANEL_WIDTH + BAR
+    tall, wide = above + PANEL_HEIGHT + bottom, LEFT + PANEL_WIDTH + BAR
     width = columns * wide + RIGHT
-    extra, notes = caption(note, width=width, left=LEFT, below=BOTTOM)
-    inner = width - LEFT - RIGHT, rows * tall - above - BOTTOM
-    margins = dict(left=LEFT, right=RIGHT, top=above, bottom=BOTTOM + extra)
-    made = sheet(width, above + inner[1] + BOTTOM + extra, **margins)
+    extra, notes = caption(note, width=width, left=LEFT, below=bottom)
+    inner = width - LEFT - RIGHT, rows * tall - above - bottom
+    margins = dict(left=LEFT, right=RIGHT, top=above, bottom=bottom + extra)
+    made = sheet(width, above + inner[1] + bottom + extra, **margins)
     made |= dict(hoverlabel=dict(align="left"), annotations=[])
     for index, area in enumerate(areas):
         size = (PANEL_WIDTH, PANEL_HEIGHT)
@@ -239,6 +244,11 @@ def layout(areas: Sequence[Area], note: str | None) -> dict[str, Any]:
             **dict(bgcolor="rgba(255,255,255,0.9)", bordercolor="#bfbfbf", borderwidth=1),
             **dict(font=dict(size=12), tracegroupgap=0),
         )
+        if legend_below:
+            made[f"legend{place.suffix}"] |= dict(
+                **dict(x=place.left, xanchor="left", orientation="h", borderwidth=0),
+                y=place.bottom - (BOTTOM - 4) / inner[1],
+            )
         made["annotations"].append(place.heading(area.title, size=16, shift=6))
     made["annotations"] += notes
     return made

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from safetyheads.plots.frame import suffix
 from safetyheads.plots.heads import (
+    BLANK,
     Area,
     check_one_row_per_head,
     checked,
@@ -23,7 +24,7 @@ from safetyheads.plots.heads import (
     titled,
     wrapped,
 )
-from safetyheads.plots.style import human
+from safetyheads.plots.style import DARK, human
 
 if TYPE_CHECKING:
     import pandas
@@ -43,8 +44,8 @@ def plot_head_heatmap(
 
     Colours run from the lowest to the highest score; where scores take both signs they are blue
     below and red above zero, with the same range on either side. (A rounding error below zero, less
-    than 1e-5 of the other side, does not count as a sign.) Heads that the table lacks stay empty,
-    estimated scores are hatched.
+    than 1e-5 of the other side, does not count as a sign.) Heads that the table lacks are grey, estimated scores are
+    hatched; a legend under the panel says so.
 
     Args:
         table: one row a head, with the columns that the module documents.
@@ -85,7 +86,14 @@ def plot_head_heatmap(
         areas.append(Area(title, bar_title, layers, heads, low, high, colors))
     areas = titled(areas, titles, [" ".join(where) for where, _ in groups])
 
-    figure = go.Figure(layout=layout(areas, note))
+    partial = [
+        len(rows) < area.n_layers * area.n_heads
+        for (_, rows), area in zip(groups, areas, strict=True)
+    ]
+    hatched = [any(estimated(rows)) for _, rows in groups]
+    figure = go.Figure(layout=layout(areas, note, legend_below=any(partial + hatched)))
+    if any(partial):
+        figure.update_layout(plot_bgcolor=BLANK)
     for index, ((_, rows), area) in enumerate(zip(groups, areas, strict=True)):
         number = suffix(index)
         axes = dict(xaxis=f"x{number}", yaxis=f"y{number}")
@@ -114,8 +122,15 @@ def plot_head_heatmap(
                 marker=dict(symbol="line-ne", size=8, line=dict(color="#8c8c8c", width=1)),
                 name="hatched: estimated",
                 hoverinfo="skip",
-                showlegend=False,
+                legend=f"legend{number}",
+                showlegend=True,
                 **axes,
+            )
+        if partial[index]:
+            swatch = dict(x=[None], y=[None], mode="markers", name="grey: not in the table")
+            look = dict(symbol="square", size=11, color=BLANK, line=dict(color=DARK, width=1))
+            figure.add_scatter(
+                **swatch, marker=look, legend=f"legend{number}", showlegend=True, **axes
             )
         for row in rows.nsmallest(k or 0, "rank").itertuples():
             corners = dict(x0=row.layer - 0.5, x1=row.layer + 0.5)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from safetyheads.plots.frame import LINE, axis, caption, panel, require_columns, sheet
+from safetyheads.plots.frame import LINE, about, axis, caption, panel, require_columns, sheet
 from safetyheads.plots.style import DARK
 
 if TYPE_CHECKING:
@@ -59,13 +59,11 @@ def plot_walks(
             "group="
         )
     some = table.groupby(group, sort=False)[["walks", "invalid"]].first().sum()
-    note = (
-        note
-        or f"Median and quartiles of {some['walks'] - some['invalid']} valid walks; {some['invalid']} invalid."
-    )
+    note = note or f"{some['walks'] - some['invalid']} valid walks; {some['invalid']} invalid."
+    note = _of(table, group, note)
     figure = go.Figure(
         layout=_one_panel(
-            "Share of the way", _NAMES.get(measure, measure), note, table[group].nunique() + 1
+            "Share of the way", _NAMES.get(measure, measure), note, table[group].nunique() + 2
         )
     )
     straight = [1, 1] if measure == "slope" else [0, 1]
@@ -81,6 +79,10 @@ def plot_walks(
             name=escape(str(name)),
             hovertemplate=f"{escape(str(name))}, at %{{x:.2f}}: %{{y:.3f}}<extra></extra>",
         )
+    square = dict(symbol="square", size=12, color="rgba(38,38,38,0.15)")
+    figure.add_scatter(
+        **dict(x=[None], y=[None], mode="markers", marker=square), name="quartiles; line: median"
+    )
     return figure
 
 
@@ -119,7 +121,8 @@ def plot_regions(
         raise ValueError("the table is empty: there is nothing to draw")
     invalid = int(table["invalid"].sum())
     note = note or (
-        f"Medians with quartiles of {int(table['walks'].min())} walks of {int(table['steps'].iloc[0])} steps each; "
+        (f"{told}. " if (told := about(table, ["model"])) else "")
+        + f"Medians with quartiles of {int(table['walks'].min())} walks of {int(table['steps'].iloc[0])} steps each; "
         f"{invalid} invalid in all. Dotted: a straight line."
     )
     positive = table.loc[table[x] > 0, x]
@@ -178,7 +181,7 @@ def plot_synthetic(
     valid = table[table["valid"]]
     if valid.empty:
         raise ValueError("the table has no valid walk: there is nothing to draw")
-    note = note or f"{len(valid)} valid walks of {len(table)}."
+    note = _of(table, "kind", note or f"{len(valid)} valid walks of {len(table)}.")
     size, gap = (400, 300), 76
     inner = (2 * size[0] + gap, size[1])
     below, notes = caption(note, width=LEFT + inner[0] + RIGHT, left=LEFT, below=BOTTOM)
@@ -231,7 +234,7 @@ def plot_border(
     parts = {str(name): part for name, part in table.groupby(group, sort=False)}
     begun = {name: part[part["start"] < 0] for name, part in parts.items()}
     counts = [f"{n}: {len(b)} of {len(parts[n])} begin without a refusal" for n, b in begun.items()]
-    note = note or "; ".join(counts) + "."
+    note = _of(table, group, note or "; ".join(counts) + ".")
     y = "Share of pairs that have begun to refuse"
     figure = go.Figure(
         layout=_one_panel("Share of the way to the harmful prompt", y, note, len(parts))
@@ -254,6 +257,12 @@ def plot_border(
         )
     figure.update_yaxes(range=[0, 1.02])
     return figure
+
+
+def _of(table: "pandas.DataFrame", group: str, note: str) -> str:
+    """A note that begins with the model and the prompts, as far as they are one."""
+    told = about(table, [name for name in ("model", "dataset") if name != group])
+    return f"{told}. {note}" if told else note
 
 
 def _one_panel(x: str, y: str, note: str, names: int) -> dict[str, Any]:

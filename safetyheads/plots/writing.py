@@ -12,13 +12,29 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 
+FILL = """<style>html, body {{ margin: 0 }} body > div {{ transform-origin: 0 0 }}</style>
+<script>
+function fill() {{
+  const [width, height] = [{width}, {height}], style = document.body.querySelector("div").style;
+  const scale = Math.min(innerWidth / width, Math.max(1, innerHeight / height));
+  style.width = width + "px";
+  style.transform = `translate(${{(innerWidth - width * scale) / 2}}px) scale(${{scale}})`;
+  document.body.style.height = height * scale + "px";
+}}
+addEventListener("resize", fill);
+fill();
+</script>
+"""
+"""What makes a figure of a fixed size as large as the window: as wide, or as high where that is enough."""
+
+
 def write_html(
     figure: "plotly.graph_objects.Figure",
     path: str | Path,
     *,
     plotly_js: Literal["cdn", "embedded"] = "cdn",
 ) -> Path:
-    """Write a figure as a web page and return its path.
+    """Write a figure as a web page that it fills, and return its path.
 
     Args:
         figure: the figure.
@@ -37,7 +53,11 @@ def write_html(
         )
     # Plotly would draw a random id; the same figure is to be the same file.
     name = "figure-" + hashlib.sha256(figure.to_json().encode()).hexdigest()[:16]
-    page = figure.to_html(include_plotlyjs="cdn" if plotly_js == "cdn" else True, div_id=name)
+    own = dict(config=dict(displaylogo=False), div_id=name)
+    page = figure.to_html(include_plotlyjs="cdn" if plotly_js == "cdn" else True, **own)
+    if figure.layout.width and figure.layout.height:
+        size = dict(width=figure.layout.width, height=figure.layout.height)
+        page = page.replace("</body>", FILL.format(**size) + "</body>")
     return _write(path, page.encode())
 
 

@@ -35,6 +35,8 @@ from safetyheads.storage.store import store_name
 
 DIRECTIONS = Screened().directions
 """Passes backward of the estimate that goes beside a race."""
+SCREEN_COST = 6.0
+"""How long one pass of an estimate takes, in ablated prompts: these start at their layer, and share a prefix."""
 
 
 def score_heads(
@@ -202,7 +204,7 @@ def _estimate(
     inputs, metric = measurements[0].inputs, measurements[0].metric
     ablations = [m.ablation for m in measurements if m.ablation is not None]
     passes = len(inputs.batch) * (2 + directions)
-    with bar(passes, f"screen, {inputs.label}", "pass", progress) as shown:
+    with bar(passes, f"screen, {inputs.label}", "pass", progress, cost=SCREEN_COST) as shown:
         found = estimate_heads(
             inputs.model,
             inputs.batch,

@@ -42,9 +42,9 @@ def rank_layers(
     Raises ValueError if the folder holds a part of another run, for a study that is screened or compared with a random
     copy (both look at all layers), and what `rank` raises.
     """
-    if study.method is not None or study.null == "random_init":
+    if study.method is not None or study.null in ("random_init", "gate"):
         raise ValueError(
-            "a screen, or null='random_init', looks at all layers; parts take method='exact' and another null"
+            "a screen, and the nulls 'random_init' and 'gate', look at all layers; take method='exact' and another null"
         )
     opened = study.open()
     measurements = [*opened.harmful, *opened.harmless]

@@ -18,7 +18,7 @@ from safetyheads.engine.cost import (
 )
 from safetyheads.engine.execution import HERE, Execution
 from safetyheads.engine.measurement import Measurement
-from safetyheads.probes.single_heads import DIRECTIONS
+from safetyheads.probes.single_heads import DIRECTIONS, SCREEN_COST
 from safetyheads.ranking.study import Opened, Study
 from safetyheads.screening.audit import Screened
 from safetyheads.screening.methods import as_method
@@ -148,10 +148,13 @@ def plan(study: Study, execution: Execution = HERE) -> Plan:
 
 
 def say_cost(study: Study, opened: Opened, execution: Execution) -> None:
-    """Say on standard error what a ranking takes, where it takes more than a minute and progress is shown."""
-    shown = sys.stderr.isatty() if execution.progress is None else execution.progress
+    """Say on standard error what a ranking takes, where it takes more than a minute."""
     runs, method = [*opened.harmful, *opened.harmless], as_method(study.method)
-    if not shown or execution.executor is not None or _operations(runs, method) < QUICK:
+    if (
+        execution.progress is False
+        or execution.executor is not None
+        or _operations(runs, method) < QUICK
+    ):
         return
     pace = calibrate(runs[0], execution.rows, times=1)
 
@@ -168,9 +171,22 @@ def say_cost(study: Study, opened: Opened, execution: Execution) -> None:
     raced = seconds(Raced(top_k=study.top_k))
     if method is None and raced < 0.7 * takes:
         text += f'; method="raced" gives the exact top {study.top_k} in about {_clock(raced)}'
-    from tqdm.auto import tqdm
+    sys.stderr.write(text + "\n")
 
-    tqdm.write(text, file=sys.stderr)
+
+def passes_of(study: Study, opened: Opened) -> float:
+    """About what the bars of a ranking's parts will add up to, in ablated prompts."""
+    method = as_method(study.method)
+    total = 0.0
+    for side, harmful in ((opened.harmful, True), (opened.harmless, False)):
+        for run in side:
+            heads = run.inputs.model.n_layers * run.inputs.model.n_heads
+            total += _share(method, run, harmful).passes * heads * len(run.inputs.batch)
+        screened = isinstance(method, Screened) and method.directions
+        raced = isinstance(method, Raced) and method.covariate and harmful and DIRECTIONS
+        if side and (directions := screened or raced):
+            total += SCREEN_COST * len(side[0].inputs.batch) * (2 + directions)
+    return total * (2 if study.null in ("random_init", "gate") else 1)
 
 
 def _operations(runs: Sequence[Measurement], method: Raced | Screened | None) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetyheads.engine.execution import HERE, Execution
 from safetyheads.engine.measurement import Measurement
+from safetyheads.evidence.gate import Gate, gate_ranking
 from safetyheads.evidence.specificity import (
     NullBand,
     Specificity,
@@ -29,10 +30,19 @@ from safetyheads.models.opening import random_copy
 from safetyheads.plots.heatmap import plot_head_heatmap
 from safetyheads.plots.scatter import plot_head_scatter
 from safetyheads.plots.writing import write_html
+from safetyheads.probes.refusing import first_token_refusals
 from safetyheads.probes.single_heads import score_measurements, score_some
+from safetyheads.progress import whole
 from safetyheads.prompts import PromptSet
-from safetyheads.ranking.planning import say_cost
-from safetyheads.ranking.study import DEFAULT_ABLATIONS, DEFAULT_METRIC, Null, Study, require_top
+from safetyheads.ranking.planning import passes_of, say_cost
+from safetyheads.ranking.study import (
+    DEFAULT_ABLATIONS,
+    DEFAULT_METRIC,
+    Null,
+    Opened,
+    Study,
+    require_top,
+)
 from safetyheads.screening.audit import Screened
 from safetyheads.screening.methods import Method, as_method
 from safetyheads.screening.race import Raced
@@ -45,7 +55,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ranking:
     """The heads of one model on one dataset, under one or several ablations."""
 
@@ -62,7 +72,25 @@ class Ranking:
     random: "Ranking | None" = None
     """The ranking of a copy of the model with random weights, where the null band is to come from one."""
     null: str = "labels"
-    """What `in_null` is read off: `labels`, `layer` or `random_init`."""
+    """What `in_null` is read off: `labels`, `layer`, `random_init` or `gate`."""
+    gates: tuple[Gate, ...] = ()
+    """How far each ablation's ranking rises above chance; empty where that was not asked."""
+
+    def __repr__(self) -> str:
+        lines = [
+            f"Ranking({self.model} on {self.dataset}, {self.harmful[0].metric}, {self.harmful[0].values.numel()} heads)"
+        ]
+        for n, scores in enumerate(self.harmful):
+            first = ", ".join(scores.top(min(self.top_k, 5, scores.values.numel()))["label"])
+            said = f"; {self.gates[n]}" if self.gates else ""
+            lines.append(f"  {scores.ablation}: {first}{said}")
+        return "\n".join(lines)
+
+    @property
+    def gate_note(self) -> str | None:
+        """What the gates say of each ablation, in a line; None where none was asked."""
+        pairs = zip(self.harmful, self.gates, strict=False)
+        return "; ".join(f"{scores.ablation}: {gate}" for scores, gate in pairs) or None
 
     @cached_property
     def specificity(self) -> tuple[Specificity | None, ...]:
@@ -78,8 +106,9 @@ class Ranking:
     def null_bands(self) -> tuple[NullBand | None, ...]:
         """Each ablation's null band; None where there is no specificity."""
         others = self.specificity if self.random is None else self.random.specificity
+        null = "labels" if self.null == "gate" else self.null
         return tuple(
-            None if found is None else null_band(found, null=self.null, random=other)
+            None if found is None else null_band(found, null=null, random=other)
             for found, other in zip(self.specificity, others, strict=True)
         )
 
@@ -90,13 +119,15 @@ class Ranking:
         specificity (how much more the head matters on harmful prompts, in the direction of the ranking),
         specificity_low and specificity_high (its bootstrap interval), p_value, q_value (Benjamini-Hochberg over all
         heads), null_high and in_null (whether specificity does not rise above what the null gives). Estimated scores
-        are not tested: there these columns are empty, and in_null holds.
+        are not tested: there these columns are empty, and in_null holds. Behind a gate also noise_ceiling, gate_p
+        (for all heads together) and established; in_null then holds for all heads that are not.
         """
         import pandas
 
         tables = []
-        for harmful, harmless, found, band in zip(
-            self.harmful, self.harmless, self.specificity, self.null_bands, strict=True
+        gates = self.gates or (None,) * len(self.harmful)
+        for harmful, harmless, found, band, gate in zip(
+            self.harmful, self.harmless, self.specificity, self.null_bands, gates, strict=True
         ):
             table = harmful.to_frame().assign(dataset=self.dataset, model=self.model)
             columns = {} if harmless is None else {"harmless_score": harmless.values.tolist()}
@@ -114,6 +145,13 @@ class Ranking:
                     "null_high": band.high.tolist(),
                     "in_null": band.inside.tolist(),
                 }
+            if gate is not None:
+                columns |= {
+                    "noise_ceiling": gate.noise_ceiling.tolist(),
+                    "gate_p": gate.p.tolist(),
+                    "established": gate.established.tolist(),
+                    "in_null": (~gate.established).tolist(),
+                }
             for name, grid in columns.items():
                 places = zip(table["layer"], table["head"], strict=True)
                 table[name] = [grid[layer][head] for layer, head in places]
@@ -127,11 +165,39 @@ class Ranking:
         table = self.to_frame()
         return table[table["rank"] <= k].reset_index(drop=True)
 
-    def plot(self, **options: Any) -> "plotly.graph_objects.Figure":
-        """The safety-head scatter: layer, head, colour for the score, a symbol for each ablation."""
+    def opposing(self, k: int | None = None) -> "pandas.DataFrame":
+        """The heads of each ablation whose loss moves the metric the other way (raises refusal), as rows of `to_frame`.
+
+        At most k (by default `top_k`) an ablation, the strongest first, with ranks counted from that end. Raises
+        ValueError for a metric without a sign.
+        """
+        import pandas
+
+        k = self.top_k if k is None else k
+        tables = []
+        for scores in self.harmful:
+            found = scores.opposing(k)
+            rows = self.to_frame().query("ablation == @scores.ablation").set_index("label")
+            tables.append(rows.loc[found["label"]].reset_index().assign(rank=found["rank"]))
+        return pandas.concat(tables, ignore_index=True)
+
+    def plot(self, *, opposing: bool = False, **options: Any) -> "plotly.graph_objects.Figure":
+        """The safety-head scatter: layer, head, colour for the score, a symbol for each ablation.
+
+        `opposing` draws the heads whose loss moves the metric the other way beside, in a panel of their own.
+        """
+        import pandas
+
         n_layers, n_heads = self.harmful[0].values.shape
         options = {"k": self.top_k, "n_layers": n_layers, "n_heads": n_heads, **options}
-        return plot_head_scatter(self.to_frame(), **options)
+        if self.gate_note and not options.get("note"):
+            options["note"] = self.gate_note
+        if not opposing:
+            return plot_head_scatter(self.to_frame(), **options)
+        sides = {"lower": self.top(options["k"]), "raise": self.opposing(options["k"])}
+        table = pandas.concat([rows.assign(end=end) for end, rows in sides.items()])
+        titles = {"lower": "Top Safety Heads", "raise": "Heads that oppose them"}
+        return plot_head_scatter(table, **{"panel": "end", "titles": titles, **options})
 
     def plot_heatmap(self, **options: Any) -> "plotly.graph_objects.Figure":
         """All scores, heads by layers, a panel for each ablation."""
@@ -144,7 +210,8 @@ class Ranking:
         about = {"model": self.model, "dataset": self.dataset, "top_k": self.top_k, "runs": runs}
         if self.random is not None:
             about["random"] = self.random.manifest
-        return {**about, "null": self.null}
+        gates = {"gate": [str(gate) for gate in self.gates]} if self.gates else {}
+        return {**about, **gates, "null": self.null}
 
     def save(self, folder: str | Path, *, note: str | None = None) -> Path:
         """Write a record, for `load`, and scores.csv, manifest.json and a self-contained scatter.html, for people."""
@@ -229,13 +296,18 @@ def rank(study: Study, execution: Execution = HERE) -> Ranking:
     opened = study.open()
     say_cost(study, opened, execution)
     method = as_method(study.method)
-    harmful = score_measurements(opened.harmful, [method] * len(opened.harmful), execution)
-    harmless: Sequence[HeadScores | None] = (None,) * len(harmful)
-    if opened.harmless:
-        harmless = _beside(opened.harmless, harmful, method, execution)
-    random = None
-    if study.null == "random_init":
-        random = rank(study.of(random_copy(opened.model), opened.prompts), _staying(execution))
+    random: Ranking | None = None
+    gates: tuple[Gate, ...] = ()
+    label = f"ranking {opened.model.name}, {opened.prompts.name}"
+    with whole(passes_of(study, opened), label, execution.progress):
+        harmful = score_measurements(opened.harmful, [method] * len(opened.harmful), execution)
+        harmless: Sequence[HeadScores | None] = (None,) * len(harmful)
+        if opened.harmless:
+            harmless = _beside(opened.harmless, harmful, method, execution)
+        if study.null in ("random_init", "gate"):
+            random = rank(study.of(random_copy(opened.model), opened.prompts), _staying(execution))
+        if study.null == "gate" and random is not None:
+            gates = _gates(study, opened, Ranking(harmful, tuple(harmless), "", ""), random)
     return Ranking(
         harmful,
         tuple(harmless),
@@ -244,7 +316,23 @@ def rank(study: Study, execution: Execution = HERE) -> Ranking:
         study.top_k,
         random,
         study.null,
+        gates,
     )
+
+
+def _gates(study: Study, opened: Opened, found: Ranking, random: Ranking) -> tuple[Gate, ...]:
+    """Each ablation's ranking beside that of the copy with random weights."""
+    refusals = first_token_refusals(opened.harmful[0].inputs)
+    gates = []
+    for one, beside, its, its_beside in zip(
+        found.harmful, found.harmless, random.harmful, random.harmless, strict=True
+    ):
+        if beside is None or its_beside is None:
+            raise ValueError("the gate compares with harmless prompts, and there are none")
+        gates.append(
+            gate_ranking((one, beside), (its, its_beside), refusals=refusals, top_k=study.top_k)
+        )
+    return tuple(gates)
 
 
 def _beside(
@@ -272,7 +360,7 @@ def _staying(execution: Execution) -> Execution:
     if execution.executor is None:
         return execution
     warnings.warn(
-        "null='random_init' scores a copy of the model with random weights, which no other process can open: this part "
+        "no other process can open a copy of the model with random weights (null='random_init' or 'gate'): this part "
         "runs here, not in the executor",
         stacklevel=3,
     )

@@ -28,8 +28,8 @@ DEFAULT_ABLATIONS: tuple[Ablation, ...] = (UndifferentiatedAttention(), ScalingC
 DEFAULT_METRIC = RefusalShift()
 OF_PROMPTS = ("prompts", "harmless", "column", "label", "encoding", "path")
 """What `load_prompts` takes."""
-Null = Literal["labels", "layer", "random_init"]
-"""What heads must rise above not to be drawn grey."""
+Null = Literal["labels", "layer", "random_init", "gate"]
+"""What heads must rise above not to be drawn open."""
 
 
 class Opened(NamedTuple):
@@ -74,8 +74,9 @@ class Study:
     among the top on more. `Screened(...)`, or "screened": those that a linear estimate finds likely. On the harmless
     prompts the heads that are exact are run; the rest is estimated and marked so."""
     null: Null = "labels"
-    """"labels" (relabelled prompts), "layer" (the other heads of the layer) or "random_init" (a copy of the model with
-    random weights, which is scored too and takes as long)."""
+    """"labels" (relabelled prompts), "layer" (the other heads of the layer), "random_init" (a copy of the model with
+    random weights, which is scored too and takes as long) or "gate": the copy, relabelled pairs and halves of the
+    prompts together, and heads that do not rise above all of them are called not established (`evidence.gate`)."""
     top_k: int = 10
     """How many heads are shown, raced for, and whose recall a screen estimates."""
 
@@ -106,6 +107,8 @@ class Study:
             raise ValueError(
                 f"null is {self.null!r}; it must be one of {', '.join(get_args(Null))}"
             )
+        if self.null == "gate" and settled["method"] is not None:
+            raise ValueError("the gate tests every head; use method='exact', or another null")
         for name, value in settled.items():
             object.__setattr__(self, name, value)
 
@@ -126,6 +129,11 @@ class Study:
         if self.null == "random_init" and not prompts.harmless:
             raise ValueError(
                 f"null='random_init' compares harmful with harmless prompts, and {prompts.name} has no harmless ones"
+            )
+        if self.null == "gate" and not prompts.paired:
+            raise ValueError(
+                f"null='gate' deals labels anew within each pair, and the prompts of {prompts.name} are not matched; "
+                "give a paired set, or another null"
             )
         if self.limit is not None:
             prompts = prompts.limit(self.limit)
@@ -212,8 +220,8 @@ class Study:
 
 def require_top(k: int, n: int) -> None:
     """Raise ValueError where a model with n heads has no top of k."""
-    if not 1 <= k <= n:
-        raise ValueError(f"top_k is {k}; this model has {n} heads: ask for between 1 and {n}")
+    if type(k) is not int or not 1 <= k <= n:
+        raise ValueError(f"top_k is {k!r}; this model has {n} heads: ask for between 1 and {n}")
 
 
 def _toml(value: Any) -> str:

@@ -35,7 +35,7 @@ def race_heads(
     shape = inputs.model.n_layers, inputs.model.n_heads
     count = len(inputs.batch)
     total = sum(expected_passes(method, shape[0] * shape[1], count))
-    with bar(total, f"race, {measurement.label}", "pass", execution.progress) as shown:
+    with bar(total, f"race, {measurement.label}", "ablated prompt", execution.progress) as shown:
         rounds = Rounds(measurement, execution, store, shown.update)
 
         def announce(heads: int, start: int) -> None:

@@ -11,16 +11,19 @@ from typing import Any
 
 import pandas
 import pytest
+import torch
 
 import safetyheads.prompts
 from safetyheads.cli.main import main, parse_arguments
 from safetyheads.cli.options import DEMO_MODEL, METRICS, PROMPT_SETS, SMALL_MODEL
 from safetyheads.cli.rank import DEMO_LIMIT
-from safetyheads.cli.shown import format_table
+from safetyheads.cli.shown import format_table, q_notes
+from safetyheads.evidence.specificity import least_p
 from safetyheads.interventions.ablations import ABLATIONS, ResampleAblation
 from safetyheads.metrics import METRICS as KNOWN_METRICS
 from safetyheads.ranking.study import Study
 from safetyheads.screening.audit import Screened
+from safetyheads.stats import permutation_p
 
 
 @dataclass
@@ -30,6 +33,7 @@ class FakeRanking:
     ablations: tuple[str, ...]
     save_error: BaseException | None
     harmful: tuple[Any, ...] = ()
+    specificity: tuple[Any, ...] = ()
 
     def top(self, k: int) -> pandas.DataFrame:
         same = {"dataset": "mine", "model": "m", "metric": "ships", "unit": "nat"}
@@ -92,7 +96,6 @@ def calls(monkeypatch, tmp_path):
 
 
 def test_rank_passes_on_what_was_typed(calls, capsys):
-    import torch
 
     typed = (
         "rank --model my/model --prompts q.csv --column ask --prompts-path data --ablation zero"
@@ -141,6 +144,32 @@ def test_specificity_and_q_stand_beside_the_scores():
     assert "specificity" not in untested
 
 
+def test_it_is_said_where_no_q_can_be_small():
+    few, many, sets = (
+        SimpleNamespace(p=torch.full((2, 168), 0.5), n_prompts=(n, n), paired=paired)
+        for n, paired in ((6, True), (14, True), (4, False))
+    )
+    (note,) = q_notes(SimpleNamespace(specificity=(few, many, None)))
+    assert note == (
+        "q: with 6 pairs no p is below 0.031, so q reaches 0.05 only if 210 of the 336 heads have that p; "
+        "from 14 pairs on one head can alone"
+    )
+    (note,) = q_notes(SimpleNamespace(specificity=(sets,)))
+    assert "4 and 4 prompts no p is below 0.029" in note
+    for n, m in ((5, None), (4, 3), (3, 3)):  # the least p is what the most extreme values get
+        first, second = torch.arange(1.0, n + 1), torch.arange(1.0, (m or 0) + 1)
+        values = (first,) if m is None else (100 + first, second)
+        assert permutation_p(*values).item() == pytest.approx(least_p(n, m))
+
+
+def test_an_error_names_options(calls, capsys):
+    calls.error = ValueError('top_k is 900; this model has 12 heads: ask for method="raced"')
+    assert main(["rank"]) == 2
+    assert '--top is 900; this model has 12 heads: ask for --method "raced"' in (
+        capsys.readouterr().err
+    )
+
+
 def test_the_demo_screens_a_model_that_refuses_on_the_builtin_prompts(calls, capsys):
     assert main(["demo"]) == 0
     assert calls.load_model == {"x": DEMO_MODEL, "device": "cpu", "dtype": None}
@@ -174,6 +203,8 @@ def test_a_model_that_hardly_refuses_is_said_to_be_a_negative_control(calls, cap
         ("rank --study s.toml --top 3 --prompts-path d", "leave out --prompts-path, --top"),
         ("rank --seed 1", "--seed is for --ablation resample"),
         ("rank --rank 2", "--space and --rank are for --metric generalized_ships"),
+        ("rank --template nonsense", "came 'nonsense', expected \"chat\""),
+        ("rank --method raced --metric generalized_ships", "--method raced needs a metric of"),
         ("", "arguments are required: COMMAND"),
     ],
 )
@@ -268,7 +299,6 @@ def test_help_and_version_come_without_torch():
 @pytest.fixture(scope="module")
 def tiny_chat_model(tmp_path_factory) -> SimpleNamespace:
     """A folder with a random Llama of 2 layers and 6 heads and a tokenizer of single bytes."""
-    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

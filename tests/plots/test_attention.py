@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from safetyheads.plots.attention import plot_attention_maps, plot_hidden_magnitudes
+from safetyheads.plots.attention import BLANK, plot_attention_maps, plot_hidden_magnitudes
 from safetyheads.plots.writing import write_html
 
 SEGMENTS = [("system", 0, 10), ("jailbreak template", 10, 30), ("user", 30, 40)]
@@ -128,7 +128,8 @@ def test_segments_are_marked_on_both_axes_and_explained():
     assert [(s.x0, s.x1) for s in along_x] == [(-0.5, 9.5), (9.5, 29.5), (29.5, 39.5)]
     assert [(s.y0, s.y1) for s in strips if s.yref == "y2"] == [(s.x0, s.x1) for s in along_x]
     legend = [trace.name for trace in figure.data if trace.type == "scatter"]
-    assert legend == ["system", "jailbreak template", "user"]
+    assert legend == ["system", "jailbreak template", "user", "no data"]
+    assert figure.layout.plot_bgcolor == BLANK != "white"  # white is no difference
 
 
 def test_other_sizes_and_names():

@@ -404,9 +404,28 @@ def test_heatmap_leaves_missing_heads_empty_and_outlines_the_best():
     figure = plot_head_heatmap(frame[frame["label"] != "L1H0"], k=2)
     assert np.isnan(figure.data[0].z[0, 1])
     assert figure.data[0].customdata[0][1] is None
+    assert figure.layout.plot_bgcolor != plot_head_heatmap(frame).layout.plot_bgcolor
+    assert [t.name for t in figure.data if t.showlegend] == ["grey: not in the table"]
     corners = [(shape.x0, shape.x1, shape.y0, shape.y1) for shape in figure.layout.shapes]
     assert corners == [(-0.5, 0.5, 0.5, 1.5), (0.5, 1.5, 0.5, 1.5)]  # L0H1, L1H1
     assert plot_head_heatmap(frame).layout.shapes == ()
+
+
+def test_hatching_is_explained_under_the_panel():
+    frame = table(np.arange(12.0).reshape(4, 3)).assign(kind="exact")
+    frame.loc[3, "kind"] = "estimated"
+    figure = plot_head_heatmap(frame)
+    (swatch,) = (trace for trace in figure.data if trace.showlegend)
+    assert swatch.name == "hatched: estimated"
+    assert figure.layout.legend.y < figure.layout.yaxis.domain[0]
+    assert figure.layout.height > plot_head_heatmap(frame.assign(kind="exact")).layout.height
+
+
+def test_a_page_is_filled_by_its_figure(tmp_path):
+    figure = plot_head_scatter(by_dataset())
+    page = write_html(figure, tmp_path / "a.html").read_text()
+    assert f"const [width, height] = [{figure.layout.width}, {figure.layout.height}]" in page
+    assert page.rstrip().endswith("</html>")
 
 
 def test_html_is_small_from_the_cdn_and_whole_when_embedded(tmp_path):

@@ -155,8 +155,9 @@ def test_parts_that_would_need_all_layers_or_a_store_are_refused(model, tmp_path
     for study in (
         Study(model, PROMPTS, method="screened", top_k=2),
         Study(model, PROMPTS, null="random_init"),
+        Study(model, PROMPTS, null="gate"),
     ):
-        with pytest.raises(ValueError, match="looks at all layers"):
+        with pytest.raises(ValueError, match="look at all layers"):
             rank_layers(study, [0], tmp_path, **QUIET)
     with pytest.raises(ValueError, match=r"give Execution\(store=folder\)"):
         score_layers(model, RAGGED, [0], Execution())

@@ -70,6 +70,9 @@ QUIET = Execution(progress=False)
 QUESTIONS = [Question(sentence(20, 21), (sentence(30, 31), sentence(30, 32, 33)))]
 BOTH = PromptSet("both", tuple(RAGGED), tuple(sentence(20, 21, n) for n in (30, 31, 32)))
 PAIRED = dataclasses.replace(BOTH, paired=True)
+FIVE = PromptSet(
+    "five", *(tuple(sentence(n, m) for m in range(40, 45)) for n in (20, 30)), paired=True
+)
 OTHER = PromptSet("other", (sentence(70, 71, 72), sentence(73, 71)), (sentence(74, 71, 75),))
 TWO = (RAGGED[:2], [RAGGED[2], RAGGED[0]])
 BLANK = Grid(length=9, short="blank", log=10)
@@ -154,6 +157,12 @@ RESULTS = {
     "Ranking, beside random weights": lambda m: rank_safety_heads(
         m, BOTH, ablations="zero", null="random_init", execution=QUIET
     ),
+    "Ranking, behind a gate": lambda m: rank_safety_heads(
+        m, FIVE, ablations="zero", null="gate", execution=QUIET
+    ),
+    "Gate": lambda m: rank_safety_heads(
+        m, FIVE, ablations="zero", null="gate", execution=QUIET
+    ).gates[0],
     "Behaviour": behaviour,
     "RefusalCurve": curve,
     "Traces": traces,

@@ -1,0 +1,322 @@
+"""Which ablation's ranking predicts what a model does without its heads? A sweep of all heads, then held-out answers.
+
+    python benchmarks/experiment.py --data DATA --folder FOLDER --minutes 8
+    python benchmarks/experiment.py --data DATA --folder FOLDER --report
+
+All heads of Qwen2.5-Coder-0.5B-Instruct are swept on matched pairs of JailbreakBench under zero, mean and resample
+ablation, undifferentiated attention and interchange (scaling contribution is zero but for 1e-5; one layer checks it).
+Groups that each ranking names, groups of the opposite sign, random groups of the same layers and a direction are then
+taken away while the model answers prompts that had no part in the choice. Each step is saved in the folder: run the
+command again until it says that all is done. No answer is kept, only verdicts and hashes.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas
+import torch
+from torch import Tensor
+
+from safetyheads import (
+    AblateHeads,
+    Decoding,
+    PromptSet,
+    RefusalShift,
+    Ships,
+    load_model,
+    load_prompts,
+    tokenize,
+)
+from safetyheads.engine.execution import Execution
+from safetyheads.engine.measurement import measure
+from safetyheads.engine.rounds import Rounds
+from safetyheads.engine.run import run
+from safetyheads.heads import Head, heads_like
+from safetyheads.inputs import prepare, prepare_pairs
+from safetyheads.interventions.ablating import mean_z
+from safetyheads.interventions.ablations import InterchangeAblation, as_ablation
+from safetyheads.interventions.named import all_active
+from safetyheads.judges import KeywordJudge
+from safetyheads.metrics import refusal_tokens
+from safetyheads.probes.behaviour.generation import generate
+from safetyheads.probes.directions.direction import refusal_direction
+from safetyheads.probes.single_heads import Together
+from safetyheads.storage.store import Store
+
+MODEL = "qwen2.5-coder-0.5b-instruct"
+BATCH = 12
+"""Pairs of one sweep; several sweeps stand beside each other."""
+LONGEST = 44
+"""Tokens that a prompt may have, the template's 30 with it: what is padded is paid for."""
+ABLATIONS = {
+    "zero": as_ablation("zero"),
+    "undifferentiated_attention": as_ablation("undifferentiated_attention"),
+    "mean": as_ablation("mean"),
+    "interchange": InterchangeAblation(),
+    "resample": as_ablation("resample"),
+}
+FEWER = {"mean": 6, "interchange": 6, "resample": 6}
+"""Pairs of a batch that these ablations get, where the processor's time does not reach for all."""
+NEW_TOKENS = 16
+HELD_OUT = {
+    "jailbreakbench": 20,
+    "malicious_instruct": 20,
+    "advbench": 20,
+    "xstest, unsafe": 16,
+    "xstest, safe": 20,
+}
+DRAWS = 10
+LAYER = 12
+"""Where a direction is read, the one that docs/directions.md selects."""
+UA = "undifferentiated_attention"
+FIRST = ("zero", UA, "mean", "interchange")
+"""The rankings whose groups are taken away first; the last sweep waits."""
+
+
+class OutOfTime(Exception):
+    """The minutes of this run are over; what is done is saved."""
+
+
+class Condition(NamedTuple):
+    """What is done while the model answers."""
+
+    name: str
+    ablation: str
+    """What is done to the heads; "" for the untouched model, "direction" for a direction."""
+    heads: tuple[Head, ...] = ()
+    sets: tuple[str, ...] = tuple(HELD_OUT)
+
+
+class Experiment:
+    """The model, the prompts, and what the folder already holds."""
+
+    def __init__(self, data: Path, folder: Path, minutes: float, batches: int) -> None:
+        self.folder, self.end, self.batches = folder, time.monotonic() + 60 * minutes, batches
+        for name in ("sweeps", "cells"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        self.model = load_model(MODEL)
+        pairs = load_prompts("jailbreakbench", path=data)
+        places = self._short(pairs.harmful) & self._short(pairs.harmless)
+        kept = PromptSet(
+            "jailbreakbench",
+            *(tuple(side[n] for n in sorted(places)) for side in (pairs.harmful, pairs.harmless)),
+            categories=tuple(pairs.categories[n] for n in sorted(places)),
+            paired=True,
+        )
+        chosen = kept.limit(batches * BATCH)
+        self.pairs = [
+            PromptSet(
+                "jailbreakbench",
+                chosen.harmful[n::batches],
+                chosen.harmless[n::batches],
+                paired=True,
+            )
+            for n in range(batches)
+        ]
+        table = pandas.read_csv(data / "xstest.csv")
+        apart = {
+            "jailbreakbench": [text for text in pairs.harmful if text not in chosen.harmful],
+            "malicious_instruct": load_prompts("malicious_instruct", path=data).harmful[1::3],
+            "advbench": load_prompts("advbench", path=data).harmful[::7],
+            "xstest, unsafe": table[table["label"] == "unsafe"]["prompt"].tolist()[::5],
+            "xstest, safe": table[table["label"] == "safe"]["prompt"].tolist()[::5],
+        }
+        self.asked = {
+            name: [texts[n] for n in sorted(self._short(texts))][: HELD_OUT[name]]
+            for name, texts in apart.items()
+        }
+
+    def _short(self, texts: Sequence[str]) -> set[int]:
+        lengths = tokenize(list(texts), self.model.tokenizer).lengths
+        return set((lengths <= LONGEST).nonzero().flatten().tolist())
+
+    def in_time(self) -> None:
+        """Raise OutOfTime where the minutes are over."""
+        if time.monotonic() > self.end:
+            raise OutOfTime
+
+    # Selection -------------------------------------------------------------------------------------------------------
+
+    def swept(self, batch: int, name: str) -> Tensor:
+        """Refusal shift and Ships of every head on each prompt of a batch, [metric, head, prompt]."""
+        file = self.folder / "sweeps" / f"{batch} {name}.pt"
+        if not file.exists():
+            self.in_time()
+            start = time.process_time()
+            pairs = self.pairs[batch].limit(FEWER.get(name, BATCH))
+            torch.save(self._sweep(pairs, name), file)
+            print(f"{file.stem}: {time.process_time() - start:.0f} s of processor", flush=True)
+        return torch.load(file)
+
+    def _sweep(self, pairs: PromptSet, name: str, layers: Sequence[int] | None = None) -> Tensor:
+        ablation = ABLATIONS.get(name) or as_ablation(name)
+        execution = Execution(store=self.folder / "store", progress=False)
+        if "pairs" in ablation.needs:  # the harmless prompts lend and are not run themselves
+            measurement = measure(prepare_pairs(self.model, pairs), ablation, RefusalShift())
+            store = Store(self.folder / "store", measurement.manifest(execution, side="harmful"))
+            rounds = Rounds(measurement, execution, store)
+            return rounds(measurement.heads(), range(len(pairs))).float().cpu()[None]
+        inputs = prepare(self.model, pairs)
+        measurement = measure(inputs, ablation, Together((RefusalShift(), Ships()), ((), ())))
+        heads = measurement.heads(layers)
+        found = run(measurement, measurement.variants(heads), execution).readings
+        return torch.stack(found.split(len(inputs.batch), -1)).float().cpu()
+
+    def scores(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Of each ablation, [metric, head, prompt] over all batches."""
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        for batch, name in itertools.product(range(self.batches), names):
+            found[name].append(self.swept(batch, name))
+        return {name: torch.cat(some, -1) for name, some in found.items()}
+
+    def scaling(self) -> float:
+        """The largest difference of scaling contribution to zero ablation in one layer [nat]."""
+        file = self.folder / "sweeps" / "scaling.json"
+        if not file.exists():
+            layer, per = 12, self.model.n_heads
+            ours = self._sweep(self.pairs[0], "scaling_contribution", [layer])
+            zero = self.swept(0, "zero")[:, layer * per : (layer + 1) * per]
+            file.write_text(json.dumps((ours - zero).abs().max().item()))
+        return json.loads(file.read_text())
+
+    # What is taken away ----------------------------------------------------------------------------------------------
+
+    def conditions(self, names: Sequence[str]) -> Iterator[Condition]:
+        """All conditions that these ablations' rankings ask for, in the order of what they tell."""
+        scores = self.scores(names)
+        harmful = tuple(HELD_OUT)[:3]
+
+        def ranked(name: str, metric: int, sign: float) -> tuple[Head, ...]:
+            values = sign * scores[name][metric].mean(-1)
+            order = values.argsort(descending=True, stable=True)[:5].tolist()
+            return tuple(Head(*divmod(n, self.model.n_heads)) for n in order)
+
+        tops = {(name, "refusal_shift"): ranked(name, 0, -1) for name in names}
+        tops |= {(name, "ships"): ranked(name, 1, 1) for name in names if name in ("zero", UA)}
+        yield Condition("untouched", "")
+        for (name, metric), heads in tops.items():
+            yield Condition(f"{name}, {metric}, top 5", "zero", heads, harmful)
+        if "zero" in names and UA in names:
+            own = tops[UA, "refusal_shift"]
+            yield Condition(f"{UA}, refusal_shift, top 5", UA, own)
+            yield Condition("zero, refusal_shift, top 5", "zero", tops["zero", "refusal_shift"])
+            yield Condition("direction", "direction", (Head(LAYER, 0),))
+            yield Condition("zero, raising, top 5", "zero", ranked("zero", 0, 1))
+            yield Condition(f"{UA}, raising, top 5", UA, ranked(UA, 0, 1), harmful)
+            for draw in range(DRAWS):
+                for name in ("zero", UA):
+                    heads = tops[name, "refusal_shift"]
+                    drawn = self.matched(heads, scores[name][1].mean(-1))[draw]
+                    yield Condition(f"{name}, random {draw}", name, drawn, harmful)
+        for name in ("mean", "interchange"):
+            if name in names:
+                yield Condition(
+                    f"{name}, refusal_shift, top 5", "mean", tops[name, "refusal_shift"], harmful
+                )
+                yield Condition(f"{name}, raising, top 5", "zero", ranked(name, 0, 1), harmful)
+        for size, ((name, metric), heads) in itertools.product((3, 1), tops.items()):
+            yield Condition(f"{name}, {metric}, top {size}", "zero", heads[:size], harmful)
+            if (name, metric) == (UA, "refusal_shift"):
+                yield Condition(f"{name}, {metric}, top {size}", UA, heads[:size], harmful)
+
+    def matched(self, heads: Sequence[Head], kl: Tensor) -> list[tuple[Head, ...]]:
+        """Random groups of the same layers whose single heads together move the output nearest to what these do."""
+        moved = lambda some: sum(float(kl[h.layer * self.model.n_heads + h.head]) for h in some)  # noqa: E731
+        drawn = {
+            tuple(sorted(some)): None
+            for some in itertools.islice(heads_like(heads, self.model.n_heads, seed=0), 500)
+        }
+        return sorted(drawn, key=lambda some: abs(moved(some) - moved(heads)))[:DRAWS]
+
+    # Behaviour -------------------------------------------------------------------------------------------------------
+
+    def cell(self, dataset: str, condition: Condition) -> list[dict[str, Any]]:
+        """The judged answers to one set under one condition."""
+        names = " ".join(map(str, sorted(condition.heads)))
+        key = f"{dataset} | {condition.ablation} | {names} | {self.batches}"
+        file = self.folder / "cells" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        if not file.exists():
+            self.in_time()
+            texts = self.asked[dataset]
+            batch = tokenize(texts, self.model.tokenizer)
+            refusal = refusal_tokens(self.model.tokenizer, RefusalShift().openings, batch.texts[0])
+            start = time.process_time()
+            with self._active(condition):
+                made = generate(self.model, batch, Decoding(NEW_TOKENS), refusal=refusal)
+            said = [self.model.tokenizer.decode(t, skip_special_tokens=True) for t in made.tokens]
+            verdicts = KeywordJudge()(texts, said)
+            answers = [
+                {
+                    "verdict": verdict,
+                    "odds": odds,
+                    "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
+                }
+                for verdict, odds, text in zip(verdicts, made.refusal_log_odds, said, strict=True)
+            ]
+            file.write_text(json.dumps({"key": key, "answers": answers}))
+            print(f"{time.process_time() - start:.0f} s: {condition.name}, {key}", flush=True)
+        return json.loads(file.read_text())["answers"]
+
+    @contextlib.contextmanager
+    def _active(self, condition: Condition) -> Iterator[None]:
+        if not condition.ablation:
+            yield
+            return
+        if condition.ablation == "direction":
+            layer = condition.heads[0].layer
+            whole = PromptSet(
+                "pairs",
+                *(sum((getattr(p, s) for p in self.pairs), ()) for s in ("harmful", "harmless")),
+            )
+            stack = (refusal_direction(self.model, whole, layer, progress=False).ablated(),)
+        else:
+            mean = self.means() if condition.ablation == "mean" else None
+            stack = (AblateHeads(condition.heads, as_ablation(condition.ablation), mean),)
+        with all_active(stack, self.model):
+            yield
+
+    def means(self) -> Tensor:
+        """Every head's mean output over the selection's harmful prompts."""
+        file = self.folder / "mean.pt"
+        if not file.exists():
+            texts = [text for pairs in self.pairs for text in pairs.harmful]
+            torch.save(mean_z(self.model, tokenize(texts, self.model.tokenizer)), file)
+        return torch.load(file)
+
+    def run(self) -> None:
+        """All steps, in order."""
+        self.scores(FIRST)
+        for names in (FIRST, tuple(ABLATIONS)):
+            for condition in self.conditions(names):
+                for dataset in condition.sets:
+                    self.cell(dataset, condition)
+        self.scaling()
+        print("all is done", flush=True)
+
+
+def main() -> None:
+    """Go on with the experiment for some minutes."""
+    parser = argparse.ArgumentParser(
+        description="Which ranking predicts what a model does without its heads?"
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--batches", type=int, default=1, help=f"sweeps of {BATCH} pairs each")
+    options = parser.parse_args()
+    experiment = Experiment(options.data, options.folder, options.minutes, options.batches)
+    sizes = ", ".join(f"{name} {len(texts)}" for name, texts in experiment.asked.items())
+    print(f"{options.batches * BATCH} pairs; held out: {sizes}", flush=True)
+    with contextlib.suppress(OutOfTime):
+        experiment.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Is there one bar for the whole, and are there plain lines where there is no terminal?"""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from safetyheads import PromptSet, progress
+from safetyheads.engine.execution import Execution
+from safetyheads.ranking.ranking import rank_safety_heads
+from tests import zoo
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The bars that were drawn, with where they ended."""
+    ends = []
+    made = progress._bar
+
+    def spied(*given, **look):
+        bar = made(*given, **look)
+        close = bar.close
+        bar.close = lambda: (ends.append((bar.desc, bar.n, bar.total)), close())
+        return bar
+
+    monkeypatch.setattr(progress, "_bar", spied)
+    return ends
+
+
+@pytest.mark.parametrize("method", ["raced", "screened"])
+def test_a_ranking_has_one_bar_that_ends_at_its_end(drawn, method, capsys):
+    harmful, harmless = (tuple(zoo.sentence(5, 6 + n, 7, at) for n in range(3)) for at in (8, 9))
+    dataset = PromptSet("mine", harmful, harmless, paired=True)
+    asked = {"metric": "ships", "method": method, "top_k": 2}
+    rank_safety_heads(zoo.opened("llama"), dataset, execution=Execution(progress=True), **asked)
+    ((label, done, total),) = drawn
+    assert label.startswith("ranking ")
+    assert done == total > 0
+    shown = capsys.readouterr().err
+    assert "harmless" in shown  # which part runs stands beside it
+    assert "pass/s" not in shown
+
+
+def test_a_whole_follows_what_its_parts_come_to():
+    with progress.whole(10, "all", shown=False), progress.bar(4, "a", "row", cost=2.0) as part:
+        outer = progress._OUTER.get()
+        assert (part.total, outer.drawn.total) == (4, 10)
+        part.total = 8  # four rows more than thought: eight more of the whole
+        assert outer.drawn.total == 18
+        part.update(3)
+        assert part.n == 3
+    assert progress._OUTER.get() is None
+    assert not isinstance(progress.bar(1, "alone", "row", shown=False), progress._Part)
+
+
+def test_lines_where_there_is_no_terminal():
+    code = (
+        "import time; from safetyheads import progress\n"
+        "progress.QUIET = progress.BETWEEN = 0.02\n"
+        "with progress.bar(4, 'walk', 'step') as shown:\n"
+        "    for _ in range(4): time.sleep(0.03); shown.update()\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = said.stderr.splitlines()
+    assert "\r" not in said.stderr
+    assert all(re.fullmatch(r"walk: \d+ %, 00:0\d gone, \S+ left", line) for line in lines), lines
+    assert lines[-1].startswith("walk: 100 %")
+
+
+def test_what_is_quick_says_nothing_without_a_terminal(capsys):
+    with progress.bar(3, "walk", "step") as shown:
+        shown.update(3)
+    assert capsys.readouterr().err == ""
+
+
+def test_jupyter_without_widgets_gives_no_warning():
+    code = (
+        "import sys, types, warnings\n"
+        "warnings.simplefilter('error')\n"
+        "sys.modules['IPython'] = types.SimpleNamespace(\n"
+        "    get_ipython=lambda: types.SimpleNamespace(config={'IPKernelApp': {}}))\n"
+        "import safetyheads, tqdm.auto\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
