@@ -43,7 +43,7 @@ from safetyheads import (
 )
 
 MODEL = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "smollm2-135m-instruct")
-COUNT = int(os.environ.get("SAFETYHEADS_NOTEBOOK_PROMPTS", "24"))
+COUNT = int(os.environ.get("SAFETYHEADS_NOTEBOOK_PROMPTS", "12"))
 model = load_model(MODEL)
 
 # %% [markdown]
@@ -111,3 +111,8 @@ planes = [
     slice_regions(which, three, points=12, template="bare") for which in (model, random_copy(model))
 ]
 plot_region_slices(planes, ["trained", "random weights"])
+
+# %% [markdown]
+# ## What to conclude, and what not
+#
+# CONCLUDE06
