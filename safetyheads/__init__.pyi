@@ -86,8 +86,15 @@ from safetyheads.interventions.targets import (
 from safetyheads.interventions.writing import (
     save_model as save_model,
 )
+from safetyheads.judges.classifiers import (
+    ClassifierJudge as ClassifierJudge,
+    GuardJudge as GuardJudge,
+)
 from safetyheads.judges.keywords import (
     KeywordJudge as KeywordJudge,
+)
+from safetyheads.judges.serving import (
+    ServerJudge as ServerJudge,
 )
 from safetyheads.judges.verdicts import (
     Judge as Judge,
@@ -193,10 +200,15 @@ from safetyheads.probes.behaviour.answers import (
 )
 from safetyheads.probes.behaviour.curves import (
     RefusalCurve as RefusalCurve,
+    matched_heads as matched_heads,
     refusal_under_ablation as refusal_under_ablation,
 )
 from safetyheads.probes.behaviour.generation import (
     Decoding as Decoding,
+)
+from safetyheads.probes.behaviour.panel import (
+    capability as capability,
+    judge_span as judge_span,
 )
 from safetyheads.probes.behaviour.utility import (
     Utility as Utility,

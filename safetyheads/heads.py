@@ -58,7 +58,7 @@ class Head(NamedTuple):
 
 
 def parse_heads(heads: Any) -> tuple[Head, ...]:
-    """Heads or their names, in order; one alone stands for a list of one.
+    """Heads or their names, in order; one alone stands for a list of one, a table for its column `label`.
 
     >>> parse_heads(["L3H7", (5, 1)]) == (Head(3, 7), Head(5, 1)), parse_heads("L3H7")
     (True, (Head(layer=3, head=7),))
@@ -67,6 +67,8 @@ def parse_heads(heads: Any) -> tuple[Head, ...]:
     """
     if isinstance(heads, str | Head):
         heads = [heads]
+    if "label" in getattr(heads, "columns", ()):
+        heads = heads["label"]
     try:
         return tuple(h if isinstance(h, Head) else Head.parse(h) for h in heads)
     except TypeError:
@@ -233,11 +235,25 @@ class HeadScores:
 
     def top(self, k: int = 10) -> "pandas.DataFrame":
         """The k highest-ranked heads, as rows of `to_frame`."""
-        if not 1 <= k <= self.values.numel():
+        if type(k) is not int or not 1 <= k <= self.values.numel():
             raise ValueError(
-                f"k is {k}; ask for between 1 and {self.values.numel()} heads, as many as there are"
+                f"k is {k!r}; ask for between 1 and {self.values.numel()} heads, as many as there are"
             )
         return self.to_frame().head(k)
+
+    def opposing(self, k: int = 10) -> "pandas.DataFrame":
+        """The heads at the other end, whose loss moves the metric the other way: at most k, the strongest first.
+
+        They are rows of `to_frame`, with ranks counted from that end. Raises ValueError for a metric without a sign.
+        """
+        table = self.to_frame()
+        if not (table["score"] < 0).any() and self.largest_first:
+            raise ValueError(
+                f"{self.metric} is never negative, so that no head opposes; take a metric with a sign, RefusalShift()"
+            )
+        other = table["score"] < 0 if self.largest_first else table["score"] > 0
+        found = table[other].iloc[::-1].head(k).reset_index(drop=True)
+        return found.assign(rank=range(1, len(found) + 1))
 
     def score(self, head: Union[str, tuple[Any, Any], "Head"]) -> float:
         """The exact score of one head; ValueError for one that the model does not have or that was only estimated."""

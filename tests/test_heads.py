@@ -165,3 +165,15 @@ def test_a_writable_folder_is_made_and_left_empty(tmp_path):
     folder = writable_folder(str(tmp_path / "a" / "b"))
     assert folder == tmp_path / "a" / "b"
     assert list(folder.iterdir()) == []
+
+
+def test_heads_at_the_other_end_are_shown_with_their_sign():
+    values = torch.tensor([[-2.0, 0.5, 0.0], [3.0, -1.0, 1.0]])
+    shift = HeadScores(values, None, "zero", "refusal_shift", "nat", largest_first=False)
+    found = shift.opposing(2)
+    assert found["label"].tolist() == ["L1H0", "L1H2"]
+    assert found["rank"].tolist() == [1, 2]
+    assert found["score"].tolist() == [3.0, 1.0]
+    assert len(shift.opposing()) == 3
+    with pytest.raises(ValueError, match="ships is never negative, so that no head opposes"):
+        HeadScores(values.abs(), None, "zero", "ships", "nat").opposing()

@@ -42,6 +42,11 @@ def report(ranking: "Ranking", top: int, folder: Path, *, control: bool) -> None
         for scores in ranking.harmful:
             if (said := scores.audit or scores.race) is not None:
                 print(f"\n{scores.ablation}: {said}")
+        for scores in ranking.harmful:
+            if scores.largest_first or not len(other := scores.opposing(3)):
+                continue
+            named = ", ".join(f"{row.label} {row.score:+.3g}" for row in other.itertuples())
+            print(f"\n{scores.ablation}, the other way [{scores.unit}]: {named}")
         for scores, gate in zip(ranking.harmful, ranking.gates, strict=False):
             print(f"\n{scores.ablation}: {gate}")
     print(f"\nThe figure: {(folder / 'scatter.html').absolute()}")

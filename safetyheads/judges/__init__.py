@@ -1,7 +1,8 @@
 """Did the model refuse, comply, deflect, or break?
 
-A judge is any callable from prompts and answers to verdicts: a function, a classifier, an LLM behind a client; several
-beside each other show how far they agree (`Behaviour.agreement`). `KeywordJudge` needs no model: it reads grammar.
+A judge is any callable from prompts and answers to verdicts: a function, a classifier (`ClassifierJudge`), a guard that
+writes its verdict (`GuardJudge`), a language model on this machine (`ServerJudge`); several beside each other show how
+far they agree (`Behaviour.agreement`, `judge_span`). `KeywordJudge` needs no model: it reads grammar.
 
 The verdicts:
 
@@ -18,15 +19,20 @@ The verdicts:
 Verdicts are about form, not about facts or harm: a wrong answer complies.
 """
 
+from safetyheads.judges.classifiers import ClassifierJudge, GuardJudge
 from safetyheads.judges.degenerate import is_degenerate
 from safetyheads.judges.keywords import KeywordJudge
+from safetyheads.judges.serving import ServerJudge
 from safetyheads.judges.verdicts import VERDICTS, Judge, judge_name, judged
 from safetyheads.judges.wording import normalise
 
 __all__ = [
     "VERDICTS",
+    "ClassifierJudge",
+    "GuardJudge",
     "Judge",
     "KeywordJudge",
+    "ServerJudge",
     "is_degenerate",
     "judge_name",
     "judged",

@@ -6,7 +6,8 @@
 dataset    the prompts
 side       `harmful` or `harmless`
 verdict    `refuse`, `comply`, `deflect` or `degenerate`
-arm        `baseline`, `top` of the ranking, or `random` heads of the same layers
+arm        `baseline`, `top` of the ranking, `opposing` from its other end, or
+           `random` heads of the same layers
 size       how many heads are ablated; 0 for the baseline
 seed       which draw of random heads
 rate       the share of answers with that verdict
@@ -15,6 +16,8 @@ n          how many answers
 heads      the ablated heads, for the hover text
 model      optional: the model, for the title
 ablation   optional: what was done to the heads, for the title
+control_   optional: whether random heads of that size move the rate by
+moves      themselves; the panel then says so
 =========  =====================================================================
 """
 
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 COLUMNS = ("dataset", "side", "verdict", "arm", "size", "seed", "rate", "low", "high", "n", "heads")
 """The columns that every table must have."""
 
-TOP_COLOUR, RANDOM_COLOUR = "#b5367a", "#7f7f7f"
+TOP_COLOUR, RANDOM_COLOUR, OPPOSING_COLOUR = "#b5367a", "#7f7f7f", "#21918c"
 PANEL_WIDTH, PANEL_HEIGHT = 300, 230
 LEFT, RIGHT, TOP, BOTTOM = 74, 20, 100, 62
 _TITLES = {
@@ -98,6 +101,16 @@ def plot_refusal_under_ablation(
             asked = {"dataset": dataset, "side": side, "verdict": verdict}
             part = table[(table[list(asked)] == list(asked.values())).all(axis=1)]
             _draw(figure, part, place.axes, legend=number == 0)
+            if sizes_moved := _moved_sizes(part):
+                words = f"random heads move this too ({sizes_moved})"
+                made = dict(text=f"<i>{words}</i>", showarrow=False, font=dict(size=11, color=DARK))
+                figure.add_annotation(
+                    **made,
+                    **dict(
+                        xref=f"{place.axes['xaxis']} domain", yref=f"{place.axes['yaxis']} domain"
+                    ),
+                    **dict(x=0.02, y=0.98, xanchor="left", yanchor="top"),
+                )
     figure.update_layout(
         title=dict(text=_title(table), x=LEFT / width, y=1 - 14 / height, yanchor="top"),
         title_font=dict(size=16, color=DARK),
@@ -150,18 +163,32 @@ def _draw(
         )
     import pandas
 
-    ranked = pandas.concat([baseline, rows[rows["arm"] == "top"]]).sort_values("size")
-    figure.add_scatter(
-        **axes,
-        **dict(x=ranked["size"].tolist(), y=ranked["rate"].tolist(), mode="lines+markers"),
-        error_y=dict(
-            **dict(type="data", symmetric=False, thickness=1.3, width=4, color=TOP_COLOUR),
-            array=(ranked["high"] - ranked["rate"]).tolist(),
-            arrayminus=(ranked["rate"] - ranked["low"]).tolist(),
-        ),
-        line=dict(color=TOP_COLOUR, width=2.5),
-        marker=dict(size=9, line=dict(color="white", width=1)),
-        **dict(name="Top heads, 95 % Wilson interval", showlegend=legend),
-        text=[heads or "untouched" for heads in ranked["heads"]],
-        hovertemplate="%{y:.0%} (%{text})<extra></extra>",
-    )
+    for arm, name, colour in (
+        ("opposing", "Opposing heads", OPPOSING_COLOUR),
+        ("top", "Top heads, 95 % Wilson interval", TOP_COLOUR),
+    ):
+        if not (rows["arm"] == arm).any():
+            continue
+        ranked = pandas.concat([baseline, rows[rows["arm"] == arm]]).sort_values("size")
+        figure.add_scatter(
+            **axes,
+            **dict(x=ranked["size"].tolist(), y=ranked["rate"].tolist(), mode="lines+markers"),
+            error_y=dict(
+                **dict(type="data", symmetric=False, thickness=1.3, width=4, color=colour),
+                array=(ranked["high"] - ranked["rate"]).tolist(),
+                arrayminus=(ranked["rate"] - ranked["low"]).tolist(),
+            ),
+            line=dict(color=colour, width=2.5),
+            marker=dict(size=9, line=dict(color="white", width=1)),
+            **dict(name=name, showlegend=legend),
+            text=[heads or "untouched" for heads in ranked["heads"]],
+            hovertemplate="%{y:.0%} (%{text})<extra></extra>",
+        )
+
+
+def _moved_sizes(rows: "pandas.DataFrame") -> str:
+    """At which sizes random heads move the rate by themselves, as words; "" where at none."""
+    if "control_moves" not in rows:
+        return ""
+    moving = rows[(rows["arm"] == "random") & (rows["control_moves"].astype(str) == "True")]
+    return ", ".join(map(str, sorted(set(moving["size"]))))

@@ -165,13 +165,39 @@ class Ranking:
         table = self.to_frame()
         return table[table["rank"] <= k].reset_index(drop=True)
 
-    def plot(self, **options: Any) -> "plotly.graph_objects.Figure":
-        """The safety-head scatter: layer, head, colour for the score, a symbol for each ablation."""
+    def opposing(self, k: int | None = None) -> "pandas.DataFrame":
+        """The heads of each ablation whose loss moves the metric the other way (raises refusal), as rows of `to_frame`.
+
+        At most k (by default `top_k`) an ablation, the strongest first, with ranks counted from that end. Raises
+        ValueError for a metric without a sign.
+        """
+        import pandas
+
+        k = self.top_k if k is None else k
+        tables = []
+        for scores in self.harmful:
+            found = scores.opposing(k)
+            rows = self.to_frame().query("ablation == @scores.ablation").set_index("label")
+            tables.append(rows.loc[found["label"]].reset_index().assign(rank=found["rank"]))
+        return pandas.concat(tables, ignore_index=True)
+
+    def plot(self, *, opposing: bool = False, **options: Any) -> "plotly.graph_objects.Figure":
+        """The safety-head scatter: layer, head, colour for the score, a symbol for each ablation.
+
+        `opposing` draws the heads whose loss moves the metric the other way beside, in a panel of their own.
+        """
+        import pandas
+
         n_layers, n_heads = self.harmful[0].values.shape
         options = {"k": self.top_k, "n_layers": n_layers, "n_heads": n_heads, **options}
         if self.gate_note and not options.get("note"):
             options["note"] = self.gate_note
-        return plot_head_scatter(self.to_frame(), **options)
+        if not opposing:
+            return plot_head_scatter(self.to_frame(), **options)
+        sides = {"lower": self.top(options["k"]), "raise": self.opposing(options["k"])}
+        table = pandas.concat([rows.assign(end=end) for end, rows in sides.items()])
+        titles = {"lower": "Top Safety Heads", "raise": "Heads that oppose them"}
+        return plot_head_scatter(table, **{"panel": "end", "titles": titles, **options})
 
     def plot_heatmap(self, **options: Any) -> "plotly.graph_objects.Figure":
         """All scores, heads by layers, a panel for each ablation."""

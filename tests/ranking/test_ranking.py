@@ -265,3 +265,17 @@ def test_a_null_that_cannot_be_had_is_refused(model):
     harmful = PromptSet("bare", PROMPTS.harmful, ())
     with pytest.raises(ValueError, match="bare has no harmless ones"):
         rank_safety_heads(model, harmful, null="random_init")
+
+
+def test_heads_that_oppose_are_drawn_in_a_panel_of_their_own(model):
+    ranking = rank_safety_heads(model, PROMPTS, ablations="zero", top_k=3, execution=QUIET)
+    table = ranking.opposing()
+    assert (table["score"] > 0).all()
+    assert table["score"].is_monotonic_decreasing
+    assert table["rank"].tolist() == [1, 2, 3]
+    figure = ranking.plot(opposing=True)
+    titles = [a.text for a in figure.layout.annotations]
+    assert "Heads that oppose them" in " ".join(titles)
+    drawn = [t for t in figure.data if t.x is not None and len(t.x) > 1]
+    places = sorted(zip(drawn[-1].x, drawn[-1].y, strict=True))
+    assert places == sorted(zip(table["layer"], table["head"], strict=True))

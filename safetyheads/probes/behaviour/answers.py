@@ -69,7 +69,7 @@ class Answer:
     """The text, if it was asked for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Behaviour:
     """The judged answers of one model under several interventions."""
 
@@ -81,6 +81,17 @@ class Behaviour:
     """Name of the model."""
     provenance: dict[str, Any] = field(default_factory=dict, repr=False)
     """What determines the answers."""
+
+    def __repr__(self) -> str:
+        pairs = self.agreement()
+        pairs = pairs[(pairs["intervention"] == "all") & pairs["second"].isin(self.judges)]
+        kappas = ", ".join(
+            f"{a} and {b} κ {k:.2f}"
+            for a, b, k in zip(pairs["first"], pairs["second"], pairs["kappa"], strict=True)
+        )
+        names = dict.fromkeys(answer.intervention for answer in self.answers)
+        judges = kappas or f"one judge ({self.judges[0]}), so that κ is not known"
+        return f"Behaviour({self.model}, {len(self.answers)} answers, {', '.join(names)}; {judges})"
 
     def to_frame(self) -> "pandas.DataFrame":
         """A row an answer: model, dataset, side, prompt, intervention, verdict, a column for each further judge,

@@ -1,17 +1,20 @@
 """How do refusal and attack success change as the top heads of a ranking are ablated, beside random heads?
 
 The experiment of Zhou et al. (arXiv:2410.13708, Fig. 4 and Tables 1 and 5): the top heads are ablated, one to five of
-them, here beside as many random heads of the same layers.
+them, here beside as many random heads of the same layers. An ablation of random heads is no neutral control: what it
+writes may move the outcome by itself, so that it is compared with the untouched model too.
 """
 
 import itertools
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from safetyheads.heads import Head, HeadScores, heads_like, parse_heads
@@ -27,23 +30,29 @@ from safetyheads.judges.verdicts import VERDICTS
 from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.answers import Behaviour, measure_behaviour
 from safetyheads.prompts import PromptSet
-from safetyheads.stats import bootstrap_interval, permutation_p
+from safetyheads.stats import benjamini_hochberg, bootstrap_interval, permutation_p
 from safetyheads.storage.results import load_result, save_result
 
 if TYPE_CHECKING:
     import pandas
+
+CONTROL = f"random - {BASELINE}"
+COMPARED = [("top", "random"), ("top", BASELINE), ("random", BASELINE)]
+COMPARED += [("opposing", "random"), ("opposing", BASELINE)]
 
 
 class Arm(NamedTuple):
     """A set of heads that was ablated, and how it was chosen."""
 
     arm: str
-    """"top" of the ranking, or "random" heads of the same layers."""
+    """"top" of the ranking, "opposing" heads from its other end, or "random" heads of the same layers."""
     size: int
     """How many heads."""
     seed: int
     """Which random draw; 0 for the ranking's."""
     heads: tuple[Head, ...]
+    moved: float = math.nan
+    """How far these heads, each ablated alone, move the output in all [nat]; NaN where that was not given."""
 
 
 @dataclass(frozen=True)
@@ -58,45 +67,93 @@ class RefusalCurve:
     """What was done to the heads."""
 
     def to_frame(self, judge: str | None = None) -> "pandas.DataFrame":
-        """`Behaviour.rates` with the columns ablation, arm, size, seed and heads; the baseline has size 0."""
+        """`Behaviour.rates` with the columns ablation, arm, size, seed, heads, moved (`Arm.moved`) and control_moves.
+
+        The baseline has size 0. `control_moves` says of a dataset, side, verdict and size whether the random heads of
+        that size move the rate away from the untouched model's (q of `differences` at most 0.05).
+        """
         table = self.behaviour.rates(judge)
         groups = [self.groups.get(name, Arm(BASELINE, 0, 0, ())) for name in table["intervention"]]
+        tested = self.differences(judge)
+        moving = tested[(tested["compared"] == CONTROL) & (tested["q"] <= 0.05)]
+        asked = ["dataset", "side", "verdict", "size"]
+        moves = set(moving[asked].itertuples(index=False, name=None))
+        table = table.assign(size=[group.size for group in groups])
         return table.assign(
+            moved=[group.moved for group in groups],
+            control_moves=[row in moves for row in table[asked].itertuples(index=False, name=None)],
             ablation=self.ablation,
             arm=[group.arm for group in groups],
-            size=[group.size for group in groups],
             seed=[group.seed for group in groups],
             heads=[" ".join(map(str, group.heads)) for group in groups],
         )
 
     def differences(self, judge: str | None = None) -> "pandas.DataFrame":
-        """How far the ranked heads go beyond random ones: a row a dataset, side, verdict and size.
+        """How far each arm goes beyond another: a row a dataset, side, verdict, size and comparison.
 
-        Columns dataset, side, verdict, size, difference, low, high, p, n. `difference` is the rate under the top heads
-        minus the mean rate under the random groups, paired by prompt; `low` and `high` its 95 % bootstrap interval over
-        prompts, `p` a two-sided sign-flip permutation p-value. The random groups are taken as given.
+        Columns dataset, side, verdict, size, compared, difference, low, high, p, q, n, draws. `compared` is
+        "top - random", "top - baseline", "random - baseline" and, where they were asked, the same of "opposing".
+        `difference` is the one rate minus the other, paired by prompt, with the mean over the random draws; `low` and
+        `high` its 95 % bootstrap interval over prompts, `p` a two-sided sign-flip permutation p-value, `q`
+        Benjamini and Hochberg's over all rows. The random draws (`draws` of them) are taken as given.
         """
         import pandas
 
         said = self.behaviour.verdicts(judge)
-        sets = dict.fromkeys((dataset, side) for dataset, side, _ in said)
-        rows = []
-        for (dataset, side), verdict in itertools.product(sets, VERDICTS):
-            for size in sorted({group.size for group in self.groups.values()}):
-                hits: dict[str, list[Tensor]] = {"top": [], "random": []}
-                for name, group in self.groups.items():
-                    if group.size == size:
-                        given = said[dataset, side, name]
-                        hits[group.arm].append(torch.tensor([float(v == verdict) for v in given]))
-                if not hits["random"] or len(hits["top"][0]) < 2:
-                    continue
-                paired = torch.stack(hits["top"]).mean(0) - torch.stack(hits["random"]).mean(0)
-                low, high = bootstrap_interval(paired)
-                p = permutation_p(paired)
-                numbers = (paired.mean().item(), low.item(), high.item(), p.item(), len(paired))
-                rows.append((dataset, side, verdict, size, *numbers))
-        columns = ["dataset", "side", "verdict", "size", "difference", "low", "high", "p", "n"]
-        return pandas.DataFrame(rows, columns=columns)
+        sizes = sorted({group.size for group in self.groups.values()})
+        tables = []
+        for dataset, side in dict.fromkeys((dataset, side) for dataset, side, _ in said):
+            rows, paired = [], []
+            for verdict, size in itertools.product(VERDICTS, sizes):
+                hits = self._hits(said, (dataset, side), verdict, size)
+                draws = len(hits.get("random", []))
+                for first, second in COMPARED:
+                    if first in hits and second in hits and len(hits[first][0]) > 1:
+                        means = [torch.stack(hits[arm]).mean(0) for arm in (first, second)]
+                        rows.append((dataset, side, verdict, size, f"{first} - {second}", draws))
+                        paired.append(means[0] - means[1])
+            if paired:
+                names = ["dataset", "side", "verdict", "size", "compared", "draws"]
+                made = pandas.DataFrame(rows, columns=names)
+                tables.append(made.assign(**_tested(torch.stack(paired))))
+        columns = ["dataset", "side", "verdict", "size", "compared"]
+        columns += ["difference", "low", "high", "p", "q", "n", "draws"]
+        if not tables:
+            return pandas.DataFrame(columns=columns)
+        table = pandas.concat(tables, ignore_index=True)
+        q = benjamini_hochberg(torch.tensor(table["p"].to_numpy()))
+        return table.assign(q=q.numpy())[columns]
+
+    def _hits(
+        self,
+        said: Mapping[tuple[str, str, str], Sequence[str]],
+        asked: tuple[str, str],
+        verdict: str,
+        size: int,
+    ) -> dict[str, list[Tensor]]:
+        """On which prompts each group of an arm got the verdict, as 0 and 1."""
+        hits: dict[str, list[Tensor]] = {}
+        arms = {BASELINE: BASELINE} | {n: g.arm for n, g in self.groups.items() if g.size == size}
+        for name, arm in arms.items():
+            if (given := said.get((*asked, name))) is not None:
+                hits.setdefault(arm, []).append(torch.tensor([float(v == verdict) for v in given]))
+        return hits
+
+    @property
+    def control_note(self) -> str | None:
+        """What the random heads do to refusals by themselves, in a sentence; None where there are none."""
+        table = self.differences()
+        control = table[(table["compared"] == CONTROL) & (table["verdict"] == "refuse")]
+        if control.empty:
+            return None
+        moving = control[control["q"] <= 0.05]
+        if moving.empty:
+            return f"{control['draws'].max()} draws of random heads leave refusals where they were"
+        parts = [
+            f"{row.difference:+.0%} on {row.dataset}, {row.side} ({row.size} heads)"
+            for row in moving.itertuples()
+        ]
+        return f"the control is not neutral: random heads move refusals by {', '.join(parts)}"
 
     def save(self, folder: str | Path, *, texts: bool = False) -> Path:
         """Write a record into a folder, made if it is not there; `load` reads it.
@@ -112,6 +169,13 @@ class RefusalCurve:
         return load_result(cls, folder)
 
 
+def _tested(paired: Float[Tensor, "row prompt"]) -> dict[str, Any]:
+    """The mean of each row's differences with its interval and test."""
+    low, high = bootstrap_interval(paired)
+    numbers = {"difference": paired.mean(-1), "low": low, "high": high, "p": permutation_p(paired)}
+    return {**{name: some.tolist() for name, some in numbers.items()}, "n": paired.shape[1]}
+
+
 def refusal_under_ablation(
     model: Any,
     prompts: PromptSet | Sequence[str] | str | Path,
@@ -119,7 +183,9 @@ def refusal_under_ablation(
     *,
     ablation: Ablation | str | None = None,
     sizes: Sequence[int] = (1, 2, 3, 4, 5),
-    random_seeds: Sequence[int] = (0, 1, 2),
+    random_seeds: Sequence[int] = tuple(range(10)),
+    moved: HeadScores | None = None,
+    opposing: bool = False,
     **options: Any,
 ) -> RefusalCurve:
     """Measure refusal and attack success before and after ablating the top heads, beside random heads.
@@ -127,22 +193,37 @@ def refusal_under_ablation(
     `ranking` is `HeadScores` or heads, best first; rank on other prompts than these. `ablation` is what is done to the
     heads, `UndifferentiatedAttention()` by default. `sizes` are the numbers of heads ablated together. For each of
     `random_seeds`, each top head is matched by a random head of its layer that is not among the top ones; a larger
-    group holds the smaller. `options` are those of `measure_behaviour`.
+    group holds the smaller. With `moved`, every head's Ships under this ablation, the draws are those that move the
+    output most nearly as far as the top heads do. `opposing` asks the heads from the other end of the ranking too
+    (`HeadScores.opposing`), in a third arm. `options` are those of `measure_behaviour`.
 
-    Raises ValueError for a ranking shorter than the largest size, a layer with too few other heads, and what
-    `measure_behaviour` refuses.
+    Raises ValueError for a ranking shorter than the largest size, a layer with too few other heads, `moved` of another
+    ablation or metric, a ranking without another end, and what `measure_behaviour` refuses.
     """
     model = load_model(model)
     ablation = UndifferentiatedAttention() if ablation is None else as_ablation(ablation)
     if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
         raise ValueError(f"sizes is {list(sizes)}: give different numbers of at least 1")
     heads = _best(ranking, max(sizes))
-    draws = {seed: random_heads(heads, model.n_heads, seed) for seed in random_seeds}
+    if moved is None:
+        draws = {seed: random_heads(heads, model.n_heads, seed) for seed in random_seeds}
+    else:
+        _require_ships(moved, ablation)
+        random_heads(heads, model.n_heads, 0)  # refuses what has too few others
+        found = matched_heads(heads, moved, len(random_seeds))
+        draws = dict(zip(random_seeds, found, strict=True))
+    arms = {"top": heads}
+    if opposing:
+        arms["opposing"] = _other_end(ranking, max(sizes))
+
+    def arm(name: str, size: int, seed: int, some: Sequence[Head]) -> Arm:
+        return Arm(name, size, seed, tuple(some[:size]), _moved(some[:size], moved))
+
     groups: dict[str, Arm] = {}
     for size in sizes:
-        groups[f"top {size}"] = Arm("top", size, 0, heads[:size])
+        groups |= {f"{name} {size}": arm(name, size, 0, some) for name, some in arms.items()}
         for seed, drawn in draws.items():
-            groups[f"random {size}, seed {seed}"] = Arm("random", size, seed, drawn[:size])
+            groups[f"random {size}, seed {seed}"] = arm("random", size, seed, drawn)
     interventions = {name: AblateHeads(group.heads, ablation) for name, group in groups.items()}
     behaviour = measure_behaviour(model, prompts, {BASELINE: None, **interventions}, **options)
     provenance = {**behaviour.provenance, "ablation": describe(ablation)}
@@ -161,6 +242,52 @@ def _best(ranking: HeadScores | Sequence[Any], count: int) -> tuple[Head, ...]:
             f"the largest size asks for {count}, each once"
         )
     return tuple(heads[:count])
+
+
+def _other_end(ranking: HeadScores | Sequence[Any], count: int) -> tuple[Head, ...]:
+    if not isinstance(ranking, HeadScores):
+        raise ValueError(
+            "opposing heads stand at the other end of HeadScores; give them as the ranking"
+        )
+    labels = ranking.opposing(count)["label"]
+    if len(labels) < count:
+        raise ValueError(
+            f"{len(labels)} heads move {ranking.metric} the other way, and the largest size asks for {count}"
+        )
+    return parse_heads(list(labels))
+
+
+def _require_ships(moved: HeadScores, ablation: Ablation) -> None:
+    if (moved.metric, moved.ablation) != ("ships", ablation.name):
+        raise ValueError(
+            f"moved has {moved.metric} under {moved.ablation}; give score_heads(..., metric='ships', "
+            f"ablation={ablation.name!r}): how far each head's ablation moves the output"
+        )
+
+
+def _moved(heads: Sequence[Head], moved: HeadScores | None) -> float:
+    return math.nan if moved is None else sum(float(moved.values[head]) for head in heads)
+
+
+def matched_heads(
+    top: Sequence[Head], moved: HeadScores, draws: int, *, seed: int = 0, tried: int = 500
+) -> list[tuple[Head, ...]]:
+    """Random heads of the same layers that move the output most nearly as far: of `tried` draws the nearest `draws`.
+
+    `moved` are scores of every head (Ships, a divergence); a group's is the sum of its heads'. Where no other head of
+    the layer moves as much the match is poor; `RefusalCurve.to_frame` says how far each group moves.
+
+    Raises ValueError where there are fewer different draws.
+    """
+    drawn = itertools.islice(heads_like(top, moved.values.shape[1], seed), tried)
+    different = list({tuple(sorted(some)): some for some in drawn}.values())
+    if len(different) < draws:
+        raise ValueError(
+            f"{draws} draws are asked for, and the layers of these {len(top)} heads have {len(different)} others; ask "
+            "for fewer"
+        )
+    target = _moved(top, moved)
+    return sorted(different, key=lambda some: abs(_moved(some, moved) - target))[:draws]
 
 
 def random_heads(top: Sequence[Head], n_heads: int, seed: int) -> tuple[Head, ...]:
