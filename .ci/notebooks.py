@@ -6,6 +6,7 @@ on standard error (bars, warnings of libraries) is not kept. With `--words` noth
 taken over from the sources, whose code must be what was run.
 """
 
+import json
 import os
 import sys
 import time
@@ -19,6 +20,9 @@ from safetyheads import write_image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SECONDS = 3600
+PLOTLY = "application/vnd.plotly.v1+json"
+LARGEST = 100_000
+"""Characters of a figure that is kept as Plotly's own; a larger one is kept as its picture alone."""
 
 
 def run(source: Path) -> None:
@@ -31,6 +35,10 @@ def run(source: Path) -> None:
         cell.metadata.pop("execution", None)  # times, which differ from run to run
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            for out in cell.outputs:
+                data = out.get("data", {})
+                if "image/png" in data and len(json.dumps(data.get(PLOTLY))) > LARGEST:
+                    del data[PLOTLY]
     jupytext.write(notebook, source.with_suffix(".ipynb"), fmt="ipynb")
 
 

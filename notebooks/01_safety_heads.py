@@ -10,7 +10,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # Which attention heads does a chat model's refusal rest on?
 #

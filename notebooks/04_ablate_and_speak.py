@@ -10,7 +10,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # Ablate the heads: does the model still refuse?
 #
@@ -111,8 +110,8 @@ for answer in spoken.itertuples():
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - The five heads whose loss lowers the next token's refusal log-odds most do **not** carry refusal in answers: with five
-#   of them silent the model refuses 12 points *more* than with random heads of their layers [−15, 42], and 18 instead
+# - The five heads whose loss lowers the next token's refusal log-odds most do **not** carry refusal in answers: with
+#   these silent the model refuses 12 points *more* than with random heads of their layers [−15, 42], and 18 instead
 #   of 11 of 20 on MaliciousInstruct. A ranking of one token is a guess about answers; measure answers.
 # - Four of the five are in the first two layers: silent, they change what everything above reads, harmless requests
 #   included, as the printed answers show. A head that many things need is no safety head.

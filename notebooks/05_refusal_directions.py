@@ -231,4 +231,8 @@ print(f"{len(export.changed)} weights changed; logits differ by {export.max_logi
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# CONCLUDE05
+# - A direction counts only beside its nulls: where ablating the other concepts' or the covariance-matched directions
+#   changes as many answers, the refusal direction is not privileged.
+# - Explained variance is not causal; `bypass` and the judged answers are. With four prompts they show how it is done.
+# - A direction that transfers to a sibling says what training kept; the copy with random weights says what words alone
+#   give.

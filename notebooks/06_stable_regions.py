@@ -115,4 +115,7 @@ plot_region_slices(planes, ["trained", "random weights"])
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# CONCLUDE06
+# - Plateaus with a border between them are learnt where the copy with random weights shows a straight line (sharpness
+#   about 1, width about 0.8) and the trained model does not (docs/stable-regions.md has 200 walks).
+# - A sharpness belongs to its number of steps, its layer and its prompts; compare within one run.
+# - Nothing here says that a region *means* something: that takes what the outputs on either side are.

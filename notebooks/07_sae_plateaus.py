@@ -10,7 +10,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # Does a model treat activations made of SAE latents as its own?
 #

@@ -98,4 +98,8 @@ responses[["distance", "sharpness", "width", "exponent"]].median()
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# CONCLUDE10
+# - A border is sharp where the width is far below a straight line's 0.8; a way that never refuses says that refusal is
+#   not decided at this token and layer.
+# - That ranked heads move it is an effect of what the ablation writes as well as of their loss (docs/carriers.md), and
+#   counts beside random heads of their layers only.
+# - An exponent near that of the nulls says that the refusal direction is no privileged one.
