@@ -145,11 +145,12 @@ print(shares.round(3).to_string())
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - Over equally many first tokens (35) heads do attend differently to plain requests and to the 2023 template: L16H5
-#   by 0.14 nat, where 95 % of relabelled sets stay below 0.06; q = 0.01 for the five shown. With 200 relabellings no p is
-#   smaller than 0.005.
-# - How much of the grid's difference is length is the distance of the dotted from the dashed line, layer by layer. The
-#   difference map alone cannot tell: its long rows have no plain counterpart.
+# - Over equally many first tokens (35) heads do attend differently to plain requests and to the 2023 template:
+#   L16H5 by 0.14 nat, where 95 % of relabelled sets stay below 0.06; q = 0.01 for the five shown. With 200
+#   relabellings no p is smaller than 0.005.
+# - How much of the grid's difference is length is the distance of the dotted from the dashed line, layer by
+#   layer. The difference map alone cannot tell: its long rows have no plain counterpart.
 # - In the last table the control matters: neutral prose in the template's place (`lengthened`) draws as much of
-#   L13H8's attention (0.54) as the jailbreak (0.56), and more of L8H5's (0.66 and 0.44). That is place and length, no jailbreak.
+#   L13H8's attention (0.54) as the jailbreak (0.56), and more of L8H5's (0.66 and 0.44). That is place and
+#   length, no jailbreak.
 # - Six requests, one template, small models: nothing here is about jailbreaks in general.

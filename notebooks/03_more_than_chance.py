@@ -94,9 +94,9 @@ plot_power({"scaling contribution": power_curve(ranking.harmful[0])})
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - With few pairs no head *can* pass; look at the first cell before reading a q-value. Where heads do pass, it is said
-#   of these prompts and this ablation, over all heads that were tested.
-# - Specificity is about matched pairs: it says that a head matters more on harmful prompts than on their twins, not that
-#   it carries refusal. Notebook 04 asks for that.
+# - With few pairs no head *can* pass; look at the first cell before reading a q-value. Where heads do pass, it
+#   is said of these prompts and this ablation, over all heads that were tested.
+# - Specificity is about matched pairs: it says that a head matters more on harmful prompts than on their twins,
+#   not that it carries refusal. Notebook 04 asks for that.
 # - A head that leaves the band of its layer may simply have the largest output there.
 # - Halves that agree say that the prompts suffice to rank, not that what is ranked is safety.
