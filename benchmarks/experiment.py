@@ -1,7 +1,7 @@
 """Which ablation's ranking predicts what a model does without its heads? A sweep of all heads, then held-out answers.
 
     python benchmarks/experiment.py --data DATA --folder FOLDER --minutes 8
-    python benchmarks/experiment.py --data DATA --folder FOLDER --report
+    python benchmarks/experiment.py --data DATA --folder FOLDER --record benchmarks/records/experiment.json
 
 All heads of Qwen2.5-Coder-0.5B-Instruct are swept on matched pairs of JailbreakBench under zero, mean and resample
 ablation, undifferentiated attention and interchange (scaling contribution is zero but for 1e-5; one layer checks it).
@@ -290,6 +290,39 @@ class Experiment:
             torch.save(mean_z(self.model, tokenize(texts, self.model.tokenizer)), file)
         return torch.load(file)
 
+    def record(self) -> dict[str, Any]:
+        """What there is, small: every head's mean scores, and a letter an answer."""
+        self.end = time.monotonic()  # nothing new is run
+        names = [n for n in ABLATIONS if (self.folder / "sweeps" / f"0 {n}.pt").exists()]
+        scores = self.scores(names)
+        done, conditions = set(), []
+        for rankings in (FIRST, tuple(ABLATIONS)):
+            with contextlib.suppress(OutOfTime):
+                for condition in self.conditions([n for n in rankings if n in names]):
+                    for dataset in condition.sets:
+                        with contextlib.suppress(OutOfTime):
+                            said = "".join(a["verdict"][0:2] for a in self.cell(dataset, condition))
+                            if (key := (condition.name, condition.ablation, dataset)) not in done:
+                                done.add(key)
+                                heads = " ".join(map(str, condition.heads))
+                                conditions.append([*key, heads, said])
+        metrics = ("refusal_shift", "ships")
+        return {
+            "model": MODEL,
+            "heads": [self.model.n_layers, self.model.n_heads],
+            "pairs": {name: some.shape[-1] for name, some in scores.items()},
+            "scores": {
+                name: {
+                    metric: [[round(v, 4) for v in row] for row in values.tolist()]
+                    for metric, values in zip(metrics, some, strict=False)
+                }
+                for name, some in scores.items()
+            },
+            "scaling less zero, largest": self.scaling(),
+            "tokens": NEW_TOKENS,
+            "answers": conditions,
+        }
+
     def run(self) -> None:
         """All steps, in order."""
         self.scores(FIRST)
@@ -310,10 +343,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--batches", type=int, default=1, help=f"sweeps of {BATCH} pairs each")
+    parser.add_argument("--record", type=Path, help="write what there is, and run nothing")
     options = parser.parse_args()
     experiment = Experiment(options.data, options.folder, options.minutes, options.batches)
     sizes = ", ".join(f"{name} {len(texts)}" for name, texts in experiment.asked.items())
     print(f"{options.batches * BATCH} pairs; held out: {sizes}", flush=True)
+    if options.record:
+        options.record.write_text(json.dumps(experiment.record(), separators=(",", ":")) + "\n")
+        return
     with contextlib.suppress(OutOfTime):
         experiment.run()
 
