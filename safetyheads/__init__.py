@@ -29,6 +29,7 @@ def _modules_of_names() -> dict[str, str]:
 
 _MODULES = _modules_of_names()
 __all__ = [*sorted(_MODULES), "__version__"]
+import_module("safetyheads.versions").warn_of_untried()  # before the first number, and not with it
 
 
 def __getattr__(name: str) -> object:

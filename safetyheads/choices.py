@@ -42,8 +42,8 @@ def chosen(
         return described(what, given, known)
     if fits(given):
         return given
-    if isinstance(given, str) and given in known:
-        return known[given]()
+    if isinstance(given, str) and (name := given.strip().lower().replace("-", "_")) in known:
+        return known[name]()
     raise unknown(what, given, known, instead)
 
 

@@ -58,7 +58,7 @@ class Head(NamedTuple):
 
 
 def parse_heads(heads: Any) -> tuple[Head, ...]:
-    """Heads or their names, in order; one alone stands for a list of one.
+    """Heads or their names, in order; one alone stands for a list of one, a table for its column `label`.
 
     >>> parse_heads(["L3H7", (5, 1)]) == (Head(3, 7), Head(5, 1)), parse_heads("L3H7")
     (True, (Head(layer=3, head=7),))
@@ -67,6 +67,8 @@ def parse_heads(heads: Any) -> tuple[Head, ...]:
     """
     if isinstance(heads, str | Head):
         heads = [heads]
+    if "label" in getattr(heads, "columns", ()):
+        heads = heads["label"]
     try:
         return tuple(h if isinstance(h, Head) else Head.parse(h) for h in heads)
     except TypeError:
@@ -233,9 +235,9 @@ class HeadScores:
 
     def top(self, k: int = 10) -> "pandas.DataFrame":
         """The k highest-ranked heads, as rows of `to_frame`."""
-        if not 1 <= k <= self.values.numel():
+        if type(k) is not int or not 1 <= k <= self.values.numel():
             raise ValueError(
-                f"k is {k}; ask for between 1 and {self.values.numel()} heads, as many as there are"
+                f"k is {k!r}; ask for between 1 and {self.values.numel()} heads, as many as there are"
             )
         return self.to_frame().head(k)
 

@@ -32,7 +32,7 @@ def untried() -> list[str]:
 
 @functools.cache
 def warn_of_untried() -> None:
-    """Say once, when the first model is opened, which installed versions were never tried."""
+    """Say once, when the package is imported, which installed versions were never tried."""
     if found := untried():
         warnings.warn(
             f"safetyheads was not tried with {', '.join(found)}; numbers may be wrong without a word. Install versions "

@@ -13,7 +13,7 @@ for variable, value in {
 
 from hypothesis import settings  # noqa: E402
 
-import tests.checking  # noqa: E402, F401
+from tests import checking  # noqa: E402
 
 settings.register_profile("shared-machine", deadline=None, max_examples=30)
 settings.load_profile("shared-machine")
@@ -24,3 +24,8 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
+
+
+def pytest_runtest_setup():
+    """Every test has its own count of calls whose types are checked."""
+    checking.called.clear()

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 MISTAKES = {
+    # A model.
+    "load_model(None)": "the model is of type NoneType: give a known name",
+    "load_model(7)": "the model is of type int",
+    'load_model("smollm2-135m-instrct")': "Did you mean 'smollm2-135m-instruct'",
     # A study is checked where it is made.
     'Study("m", "d", ablations="zer0")': "did you mean 'zero'",
     'Study("m", "d", ablations=ZeroAblation)': "is the class ZeroAblation",
@@ -58,6 +62,12 @@ MISTAKES = {
     'score_groups(model, ["w7 w8"], "L1H1")': "which is one head",
     'score_groups(model, ["w7 w8"], [["L9H1"]])': "L9H1 is not in",
     'search_heads(model, ["w7 w8"], 3)': "search is 3; give GroupSearch(steps=3)",
+    'score_heads(model, ["w7 w8"], template="nope")': "has no {q}",
+    'score_heads(model, ["w7 w8"]).top(2.5)': "k is 2.5; ask for between 1 and 24",
+    'rank_safety_heads(model, ["w7 w8"]).top("3")': "top_k is '3'",
+    "score_heads(model, 3)": "prompts are of type int",
+    'score_heads(model, [{"w": 1}, "w7"])': "is of type dict: expected a string",
+    'measure_behaviour(model, ["w7 w8"], ["L1H1"])': "interventions is a list: give each under a name",
     # How answers are drawn, and how a map is laid out.
     "Decoding(2.5)": "max_new_tokens is 2.5; it must be a whole number of at least 1",
     'Decoding(temperature="hot")': "temperature is 'hot'",
@@ -83,6 +93,20 @@ MEANT = {
     'rank_safety_heads(model, ["w7 w8"], ablations=ZeroAblation()).harmful[0]': (
         'rank_safety_heads(model, ["w7 w8"], ablations=["zero"]).harmful[0]'
     ),
+    'score_heads(model, ["w7 w8"], ablation="Zero", metric="SHIPS")': (
+        'score_heads(model, ["w7 w8"], ablation="zero")'
+    ),
+    'score_heads(model, ["w7 w8"], ablation="scaling-contribution")': (
+        'score_heads(model, ["w7 w8"], ablation=ScalingContribution())'
+    ),
+    "ScalingContribution(numpy.float32(0.5))": "ScalingContribution(0.5)",
+    'AblateHeads(pandas.DataFrame({"label": ["L1H1"]}), "zero")': 'AblateHeads(["L1H1"], "zero")',
+    'load_prompts(pandas.Series(["w7 w8", "w9"]))': 'load_prompts(["w7 w8", "w9"])',
+    'load_prompts(w for w in ("w7 w8", "w9"))': 'load_prompts(("w7 w8", "w9"))',
+    'load_prompts(pandas.DataFrame({"prompt": ["w7", "w9"], "is_safe": [False, True]})).harmless': (
+        '("w9",)'
+    ),
+    'load_prompts({"harmful": ["w7"], "harmless": ["w9"]}).harmless': '("w9",)',
     'AblateHead("L1H1", "zero")': "AblateHead(Head(1, 1), ZeroAblation())",
     'AblateHeads(["L1H1", (0, 2)], "zero")': "AblateHeads((Head(1, 1), Head(0, 2)), ZeroAblation())",
     'AblateHeads("L1H1", "zero")': "AblateHeads((Head(1, 1),), ZeroAblation())",
@@ -90,6 +114,7 @@ MEANT = {
 }
 SCRIPT = """
 import json, sys
+import numpy, pandas
 from safetyheads import *
 from tests.zoo import CONFIGS, random_model, tokenizer
 

@@ -1,14 +1,18 @@
 """Do a user's ten lines pass `mypy --strict`, and are a misspelt name and a wrong word found?"""
 
+import inspect
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
+import safetyheads
 from safetyheads.metrics import kl_divergence
 
 pytest.importorskip("mypy")
@@ -48,6 +52,16 @@ def test_a_users_lines_are_checked(tmp_path):
     assert 'bad.py:3: error: Module has no attribute "rank_safety_head"' in lines[0]
     assert 'bad.py:4: error: Argument "null"' in lines[1]
     assert 'bad.py:5: error: "HookedModel" has no attribute "layers"' in lines[2]
+
+
+def test_a_table_is_a_data_frame_to_whoever_has_pandas_stubs():
+    """mypy without these stubs takes every name of pandas for Any, whatever is written here."""
+    classes = [c for n in safetyheads.__all__ if inspect.isclass(c := getattr(safetyheads, n))]
+    tables = [c.to_frame for c in classes if hasattr(c, "to_frame")]
+    assert len(tables) > 5
+    for table in tables:
+        hints = typing.get_type_hints(inspect.unwrap(table), localns={"pandas": pandas})
+        assert hints["return"] is pandas.DataFrame, table.__qualname__
 
 
 @pytest.mark.parametrize(

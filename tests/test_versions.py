@@ -1,5 +1,7 @@
 """Is a version that was never tried named, and do the bounds of the package say the same?"""
 
+import subprocess
+import sys
 import tomllib
 import warnings
 from pathlib import Path
@@ -40,7 +42,18 @@ def test_nothing_newer_than_what_was_tried_is_installed(package):
     lowest, newest = TRIED[package]
     major, minor = newest.split(".")
     assert bounds.endswith(f",<{major}.{int(minor) + 1}")
-    if (
-        package != "torch"
-    ):  # an older torch may be what a machine's driver needs: it is named at import
-        assert bounds.startswith(f"{package}>={lowest},")
+    assert bounds.startswith(f"{package}>={lowest},")
+
+
+def test_an_untried_version_is_named_at_import():
+    """In a process of its own, which is told of another transformers."""
+    child = """
+import importlib.metadata as metadata
+real = metadata.version
+metadata.version = lambda name: "5.25.0" if name == "transformers" else real(name)
+import safetyheads
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", child], capture_output=True, text=True, check=True
+    ).stderr
+    assert "was not tried with transformers 5.25.0 (tried: 5.9 to 5.24)" in said

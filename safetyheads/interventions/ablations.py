@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
@@ -74,7 +75,7 @@ class UndifferentiatedAttention:
     name: ClassVar[str] = "undifferentiated_attention"
 
     def __post_init__(self) -> None:
-        _check_epsilon(self.epsilon, "query")
+        object.__setattr__(self, "epsilon", _epsilon(self.epsilon, "query"))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -110,7 +111,7 @@ class ScalingContribution:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        _check_epsilon(self.epsilon, "head's output")
+        object.__setattr__(self, "epsilon", _epsilon(self.epsilon, "head's output"))
 
     def __call__(self, acts: HeadActs) -> Float[Tensor, "row query d_head"]:
         return acts.z * self.epsilon
@@ -232,12 +233,13 @@ def _given(value: Any, ablation: Ablation) -> Any:
     return value
 
 
-def _check_epsilon(epsilon: Any, scaled: str) -> None:
-    number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
+def _epsilon(epsilon: Any, scaled: str) -> float:
+    number = isinstance(epsilon, Real) and not isinstance(epsilon, bool)
     if not number or not math.isfinite(epsilon) or epsilon < 0:
         raise ValueError(
             f"epsilon is {epsilon!r}; it scales the {scaled} and must be a finite number >= 0"
         )
+    return epsilon if isinstance(epsilon, int) else float(epsilon)
 
 
 ABLATIONS: dict[str, Callable[[], Ablation]] = {

@@ -27,6 +27,11 @@ def named_interventions(interventions: Mapping[str, Any] | None) -> dict[str, li
     >>> list(named_interventions({"L3H7": AblateHead(Head(3, 7), ZeroAblation())}))
     ['baseline', 'L3H7']
     """
+    if interventions is not None and not isinstance(interventions, Mapping):
+        raise ValueError(
+            f"interventions is a {type(interventions).__name__}: give each under a name, such as "
+            '{"two heads": AblateHeads(["L3H7", "L5H1"], "zero")}'
+        )
     named: dict[str, list[Any]] = {}
     for name, value in (interventions or {}).items():
         several = isinstance(value, Sequence) and not isinstance(value, Intervention)

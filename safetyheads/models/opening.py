@@ -6,6 +6,7 @@
 import copy
 from dataclasses import replace
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from safetyheads.models.gate import FOREIGN, SUCH_AS, checked, reference
 from safetyheads.models.hooked import HookedModel, ModelSource
 from safetyheads.models.scaling import follow_scaling
 from safetyheads.models.unwrapping import unwrapped
-from safetyheads.versions import warn_of_untried
 
 
 def load_model(
@@ -45,6 +45,11 @@ def load_model(
         return x
     if isinstance(x, tuple) and len(x) == 2:
         x, tokenizer = x
+    if not isinstance(x, str | PathLike) and not hasattr(x, "forward"):
+        raise ValueError(
+            f"the model is of type {type(x).__name__}: give a known name, a Hub id, a folder, a .gguf file, or a "
+            "loaded model with its tokenizer"
+        )
     if not hasattr(x, "forward"):
         checkpoint = load_checkpoint(x, tokenizer=tokenizer, device=str(device), dtype=dtype)
         bridge = _boot(checkpoint.model, checkpoint.name)
@@ -111,7 +116,6 @@ def _opened(
         )
     bridge.eval()
     name_caches(bridge)
-    warn_of_untried()
     if "blocks.0.attn.hook_z" not in bridge.hook_dict:
         raise ValueError(f"{name} has no attention heads to ablate: its first block has no hook_z")
     dtype = next(bridge.original_model.parameters()).dtype

@@ -11,7 +11,8 @@ harmless_loss       cross-entropy of the base's own harmless answers [nat per to
 top_heads           overlap of the ten strongest heads with those at t = 1
 heads_rank          rank correlation of all heads with those at t = 1
 direction           cosine of the refusal direction with that at t = 1
-direction_norm      length of that direction
+two_components      share of the squared differences in their first two components
+two_trimmed         the same without the outlier dimensions
 base, sibling       optional: the two models, for the title
 ==================  ===================================================================
 """
@@ -37,10 +38,12 @@ COLUMNS = (
     "top_heads",
     "heads_rank",
     "direction",
+    "two_components",
+    "two_trimmed",
 )
 """The columns that every table must have."""
 
-PANEL_WIDTH, PANEL_HEIGHT, GAP = 320, 250, 78
+PANEL_WIDTH, PANEL_HEIGHT, GAP = 270, 250, 78
 LEFT, RIGHT, TOP, BOTTOM = 74, 24, 74, 88
 REFUSED, REFUSED_TOO, BROKEN, LOST = "#b5367a", "#2b7bba", "#7f7f7f", "#3f3f3f"
 _TICKS = [0, 0.25, 0.5, 0.75, 1]
@@ -54,12 +57,16 @@ _ALIKE = (
     ("heads_rank", "All heads, rank correlation", REFUSED_TOO, "square", "solid"),
     ("direction", "Refusal direction, cosine", LOST, "diamond", "dash"),
 )
+_SPECTRUM = (
+    ("two_components", "As they are", REFUSED, "circle", "solid"),
+    ("two_trimmed", "Without outlier dimensions", REFUSED_TOO, "square", "dash"),
+)
 
 
 def plot_ladder(
     table: "pandas.DataFrame", *, note: str | None = None
 ) -> "plotly.graph_objects.Figure":
-    """Draw a ladder against t in three panels: rates with their intervals, harmless loss, and likeness to t = 1.
+    """Draw a ladder against t: rates with their intervals, harmless loss, likeness to t = 1, and the spectrum.
 
     Args:
         table: the rungs, with the columns that the module documents.
@@ -72,7 +79,7 @@ def plot_ladder(
 
     require_columns(table, COLUMNS, "Ladder.to_frame()")
     table = table.sort_values("t")
-    inner = 3 * PANEL_WIDTH + 2 * GAP, PANEL_HEIGHT
+    inner = 4 * PANEL_WIDTH + 3 * GAP, PANEL_HEIGHT
     width = LEFT + inner[0] + RIGHT
     extra, notes = caption(note, width=width, left=LEFT, below=BOTTOM - 10)
     height = TOP + inner[1] + BOTTOM + extra
@@ -85,6 +92,7 @@ def plot_ladder(
         ("Refusal", "Share of answers", shares),
         ("Harmless answers", "Loss of the base's own [nat/token]", dict(rangemode="tozero")),
         ("Likeness to t = 1", "Overlap or correlation", dict(range=[low - 0.05, 1.05])),
+        ("First two components", "Share of the squared differences", shares),
     )
     places = []
     for number, (title, unit, y) in enumerate(panels):
@@ -103,12 +111,15 @@ def plot_ladder(
     _line(figure, table, "harmless_loss", "", lost, places[1].axes | dict(showlegend=False))
     for name, label, *look in _ALIKE:
         _line(figure, table, name, label, tuple(look), places[2].axes | dict(legend="legend2"))
+    for name, label, *look in _SPECTRUM:
+        _line(figure, table, name, label, tuple(look), places[3].axes | dict(legend="legend3"))
     below = dict(orientation="h", y=-48 / PANEL_HEIGHT, yanchor="top", xanchor="left")
     figure.update_layout(
         title=dict(text=_title(table), x=LEFT / width, y=1 - 14 / height, yanchor="top"),
         title_font=dict(size=16, color=DARK),
         legend=dict(below, x=0),
-        legend2=dict(below, x=places[2].left - 0.16),
+        legend2=dict(below, x=places[2].left - 0.06),
+        legend3=dict(below, x=places[3].left),
     )
     for made in notes:
         figure.add_annotation(made)

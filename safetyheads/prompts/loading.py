@@ -13,7 +13,17 @@ from safetyheads.prompts.labels import shown, words_of
 from safetyheads.prompts.named import DATASETS, NAMED, load_builtin, load_named
 from safetyheads.prompts.reading import SUFFIXES
 from safetyheads.prompts.sets import PromptSet, check_texts
-from safetyheads.prompts.tables import Asked, Sides, as_set, first_column, read_table, sides_of
+from safetyheads.prompts.tables import (
+    Asked,
+    Sides,
+    as_set,
+    first_column,
+    holds_rows,
+    plain_values,
+    read_table,
+    rows_of,
+    sides_of,
+)
 
 
 def load_prompts(
@@ -33,7 +43,8 @@ def load_prompts(
     is refused.
 
     Arguments:
-        prompts: strings (all harmful), a PromptSet (returned as it is), a path, or one of
+        prompts: strings (all harmful), rows (a data frame, dicts; read as those of a file), a PromptSet (returned as
+            it is), a path, or one of
             "builtin", "jailbreakbench", "malicious_instruct", "advbench", "xstest".
         harmless: harmless prompts beside them: strings, a file, a name, or a PromptSet, of which the harmless half
             counts where there is one. A file's rows that are labelled harmful are left out.
@@ -77,6 +88,9 @@ def _load(prompts: object, asked: Asked, path: str | os.PathLike[str] | None) ->
     if (file := _file(prompts)) is not None:
         sides = sides_of(read_table(file, asked.encoding), str(file), asked)
         return as_set(sides, file.stem, str(file))
+    prompts = plain_values(prompts)
+    if holds_rows(prompts):
+        return as_set(sides_of(rows_of(prompts), "the table", asked), "prompts", "table")
     for option, value in vars(asked).items():
         if value is not None:
             raise ValueError(f"{option}={value!r} goes with a file of prompts, and none was given")
@@ -86,7 +100,7 @@ def _load(prompts: object, asked: Asked, path: str | os.PathLike[str] | None) ->
         raise _unknown_name(prompts)
     if isinstance(prompts, PromptSet):
         return prompts
-    if not isinstance(prompts, list | tuple):
+    if not isinstance(prompts, list):
         raise ValueError(
             f"prompts are of type {type(prompts).__name__}: expected a list of strings, "
             f"a PromptSet, a file ({' '.join(SUFFIXES)}) or a name ({', '.join(DATASETS)})"

@@ -1,7 +1,7 @@
 """How do the rows of a table become prompts? Which column holds them, and which says what they are."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -66,6 +66,26 @@ class Sides:
 def read_table(file: Path, encoding: str | None = None) -> Table:
     """The rows of a file, and the names of their columns."""
     return table_of(_lines(read_values(file, encoding, _HEADERS)), file, _HEADERS)
+
+
+def plain_values(given: object) -> object:
+    """Lists for what holds values in another way: a tuple, an array, a column or a table of pandas, a generator."""
+    if hasattr(given, "to_dict") and hasattr(given, "columns"):
+        return given.to_dict("records")
+    if hasattr(given, "tolist"):
+        return given.tolist()
+    return list(given) if isinstance(given, tuple | Iterator) else given
+
+
+def holds_rows(given: object) -> bool:
+    """Whether these are rows with named columns, or an object of lists, and no texts."""
+    rows = given if isinstance(given, list) else [given]
+    return bool(rows) and all(isinstance(row, dict) for row in rows)
+
+
+def rows_of(given: object) -> Table:
+    """Such rows, read as those of a file of JSON."""
+    return table_of(given, Path("the table"), _HEADERS)
 
 
 def read_sides(file: str | os.PathLike[str], asked: Asked) -> Sides:

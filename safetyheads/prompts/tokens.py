@@ -131,8 +131,8 @@ def _write(prompts: Sequence[object], template: str | None, tokenizer: Any) -> C
         near = difflib.get_close_matches(pattern.lower(), TEMPLATES, n=1)
         raise ValueError(
             f"template {template[:60]!r} has no {{q}}, which is where the prompt goes"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-            + f" Use {', '.join(map(repr, TEMPLATES))} or a string with {{q}}"
+            + (f"; did you mean {near[0]!r}? Use " if near else ": use ")
+            + f"{', '.join(map(repr, TEMPLATES))} or a string with {{q}}"
         )
     return Chat([pattern.replace("{q}", text) for text in texts], "")
 

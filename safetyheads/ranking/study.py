@@ -220,8 +220,8 @@ class Study:
 
 def require_top(k: int, n: int) -> None:
     """Raise ValueError where a model with n heads has no top of k."""
-    if not 1 <= k <= n:
-        raise ValueError(f"top_k is {k}; this model has {n} heads: ask for between 1 and {n}")
+    if type(k) is not int or not 1 <= k <= n:
+        raise ValueError(f"top_k is {k!r}; this model has {n} heads: ask for between 1 and {n}")
 
 
 def _toml(value: Any) -> str:

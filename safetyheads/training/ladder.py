@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
-RUNGS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+RUNGS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 TOP = 10
 """How many heads are compared from rung to rung."""
 
@@ -65,14 +65,15 @@ class Ladder:
         """One row a rung: rates with their 95 % Wilson intervals, losses, and how heads and direction stand to t = 1.
 
         `top_heads` is the Jaccard overlap of the ten heads with the most negative shifts, `heads_rank` the Spearman
-        correlation of all; `direction` is the cosine of the directions of `layer` (that half-way up where none is
-        given) and `direction_norm` its length. They are compared with the rung t = 1, or the last where there is none.
-        `two_components` is the share of that layer's first two components of the differences as they are,
-        `two_trimmed` the same without the outlier dimensions.
+        correlation of all; `direction` is the cosine of the directions after `layer` (where none is given, three
+        quarters up, since siblings are often adapted in the upper half alone) and `direction_norm` its length. They
+        are compared with the rung t = 1, or the last where there is none. `two_components` is the share of that
+        layer's first two components of the differences as they are, `two_trimmed` the same without the outlier
+        dimensions.
         """
         import pandas
 
-        layer = self.directions.shape[1] // 2 if layer is None else layer
+        layer = 3 * self.directions.shape[1] // 4 if layer is None else layer
         goal = self.rungs.index(1.0) if 1.0 in self.rungs else len(self.rungs) - 1
         table = []
         for at, t in enumerate(self.rungs):
@@ -106,7 +107,7 @@ class Ladder:
         return load_result(cls, folder)
 
     def plot(self, layer: int | None = None) -> "plotly.graph_objects.Figure":
-        """Draw rates, losses, heads and direction against t."""
+        """Draw rates, losses, heads, direction and spectrum against t."""
         from safetyheads.plots.ladder import plot_ladder
 
         return plot_ladder(self.to_frame(layer).assign(**self._titles()))

@@ -66,8 +66,18 @@ class Recipe:
 
 SSFT = Recipe("ssft")
 """Supervised safety fine-tuning: refusals to harmful requests, the model's own answers to harmless ones."""
-AT = Recipe("at", learning_rate=1e-4, steps=80, perturbed_layer=0, ascent=Ascent(0.3, 2))
+_GOING_ON = Recipe(
+    "",
+    learning_rate=2e-4,
+    batch=8,
+    steps=20,
+    warm_up=4,
+    examine_every=10,
+    ascent=Ascent(0.05, 2),
+    perturbed_layer=0,
+)
+AT = _GOING_ON.but(kind="at")
 """Adversarial training: the same lessons while the embeddings of the request are perturbed."""
-LAT = Recipe("lat", learning_rate=1e-4, steps=80, perturbed_layer=8, ascent=Ascent(0.3, 2))
+LAT = _GOING_ON.but(kind="lat", perturbed_layer=8)
 """Latent adversarial training: the same while the residual stream before layer 8 is perturbed."""
 RECIPES = {recipe.kind: recipe for recipe in (SSFT, AT, LAT)}

@@ -33,7 +33,7 @@ from safetyheads.training.lessons import Lesson, hash_of, hash_of_all, read_less
 from safetyheads.training.recipes import TARGETS, Recipe
 from safetyheads.training.trainer import School, adapted, best_step, train
 
-EXAMINED, EVERYDAY, LISTENED = 24, 8, 24
+EXAMINED, EVERYDAY, LISTENED = 36, 8, 24
 """Held-out prompts of an examination: harmful and as many harmless on their topics, everyday ones, and those whose
 loss is taken."""
 AT_A_TIME = 48

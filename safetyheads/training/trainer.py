@@ -94,8 +94,10 @@ def train(
 
 
 def best_step(curve: Sequence[dict[str, float]]) -> int:
-    """The examined step with the largest separation among those with few degenerate answers; the first of equals."""
-    usable = [point for point in curve if point["degenerate"] <= 0.05] or list(curve)
+    """The examined step after which the separation was largest, of those with few degenerate answers; the first of
+    equals. Where a training begins is none of its steps."""
+    trained = [point for point in curve if point["step"]] or list(curve)
+    usable = [point for point in trained if point["degenerate"] <= 0.05] or trained
     return int(max(usable, key=_separation)["step"])
 
 

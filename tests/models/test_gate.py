@@ -17,7 +17,7 @@ from safetyheads import (
     score_heads,
     tokenize,
 )
-from tests.zoo import CONFIGS, GPT, RAGGED, SIZES, random_model, sentence, tokenizer
+from tests.zoo import CONFIGS, GPT, RAGGED, SIZES, opened, random_model, sentence, tokenizer
 
 MHA = {**SIZES, "num_key_value_heads": 6}
 FALCON = {
@@ -77,7 +77,7 @@ def zeroed(plain, modules):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_models_of_the_zoo_pass_and_the_manifest_says_what_was_compared(name):
-    model = load_model(random_model(CONFIGS[name]()), tokenizer())
+    model = opened(name)
     report = model.provenance["gate"]
     assert model.unreadable == {}
     compared = {"logits", "attention output", "projection", "values", "scores", "mask"}

@@ -22,7 +22,7 @@ def test_a_list_is_harmful_only_and_a_set_is_returned_as_it_is():
         (["a", 3], "prompt at index 1 .* type int: expected a string"),
         ([None], "type NoneType"),
         (7, "of type int: expected a list of strings"),
-        ({"a": 1}, "of type dict"),
+        ({"a": 1}, "expected its values to be lists of one length"),
         ("jailbrakebench", "unknown dataset 'jailbrakebench'. Did you mean 'jailbreakbench'"),
         ("MaliciousInstruct", "Did you mean 'malicious_instruct'"),
         ("jailbreak bench", "Did you mean 'jailbreakbench'"),

@@ -1,5 +1,6 @@
 """A screen is exact for small steps, never passes for a measurement, and says honestly what it may have missed."""
 
+import functools
 import math
 import random
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Partway:
         return acts.z + self.share * (self.whole(acts) - acts.z)
 
 
+@functools.cache
 def in_double(name="llama"):
     return load_model(random_model(CONFIGS[name]()).double(), tokenizer())
 

@@ -93,6 +93,7 @@ def test_a_table_a_record_and_a_figure(ladder, tmp_path):
     assert differences(Ladder.load(tmp_path / "ladder"), ladder) == []
     figure = ladder.plot()
     assert list(figure.data[0].y) == table["refusal"].tolist()
+    assert list(figure.data[-1].y) == table["two_trimmed"].tolist()
     assert "base" in figure.layout.title.text
 
 

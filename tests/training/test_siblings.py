@@ -135,6 +135,9 @@ def test_the_best_step_separates_and_speaks():
 
     curve = [point(0, 0, 0, 0), point(8, 0.9, 0.2, 0), point(16, 1, 0, 0.3), point(24, 1, 0.3, 0)]
     assert best_step(curve) == 8
+    went_on = [point(0, 0.9, 0.1, 0), point(8, 0.9, 0.3, 0), point(16, 0.9, 0.2, 0)]
+    assert best_step(went_on) == 16  # what a training goes on from is none of its steps
+    assert best_step(went_on[:1]) == 0
     assert trainer._finished(curve, SSFT.but(patience=2))
     assert not trainer._finished(curve, SSFT.but(patience=3))
 
