@@ -79,6 +79,10 @@ STEPS = ((FIRST, 9), ((*FIRST, "interchange"), None), (tuple(ABLATIONS), None))
 """Rankings, and how many of the conditions that they give come before the next sweep."""
 
 
+LETTERS = {"refuse": "r", "comply": "c", "deflect": "d", "degenerate": "b"}
+"""Verdicts in a record."""
+
+
 class OutOfTime(Exception):
     """The minutes of this run are over; what is done is saved."""
 
@@ -204,6 +208,7 @@ class Experiment:
         """The largest difference of scaling contribution to zero ablation in one layer [nat]."""
         file = self.folder / "sweeps" / "scaling.json"
         if not file.exists():
+            self.in_time()
             layer, per = 12, self.model.n_heads
             heads = [Head(layer, head) for head in range(per)]
             apart = self._sweep(self.pairs[0], "scaling_contribution", heads) - self.swept(
@@ -338,13 +343,17 @@ class Experiment:
         self.end = time.monotonic()  # nothing new is run
         names = [n for n in ABLATIONS if (self.folder / "sweeps" / f"0 {n}.pt").exists()]
         scores = self.scores(names)
-        done, conditions = set(), []
+        done, conditions, scaling = set(), [], None
+        with contextlib.suppress(OutOfTime):
+            scaling = self.scaling()
         for rankings, _ in STEPS:
             with contextlib.suppress(OutOfTime):
                 for condition in self.conditions([n for n in rankings if n in names]):
                     for dataset in condition.sets:
                         with contextlib.suppress(OutOfTime):
-                            said = "".join(a["verdict"][0:2] for a in self.cell(dataset, condition))
+                            said = "".join(
+                                LETTERS[a["verdict"]] for a in self.cell(dataset, condition)
+                            )
                             if (key := (condition.name, condition.ablation, dataset)) not in done:
                                 done.add(key)
                                 heads = " ".join(map(str, condition.heads))
@@ -362,7 +371,7 @@ class Experiment:
                 for name, some in scores.items()
             },
             "correlations": correlations(scores),
-            "scaling less zero, largest": self.scaling(),
+            "scaling less zero, largest": scaling,
             "tokens": NEW_TOKENS,
             "answers": conditions,
         }

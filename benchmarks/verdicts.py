@@ -85,7 +85,7 @@ class Experiment:
         said = some.set_index("dataset")["said"]
         if not set(sets) <= set(said.index):
             return []
-        return [letters == "re" for name in sets for letters in _pairs(said[name])]
+        return [letter == "r" for name in sets for letter in said[name]]
 
     def comparisons(self) -> pandas.DataFrame:
         """Every condition beside the untouched model: refusals of the harmful prompts, exact McNemar tests, and
@@ -99,7 +99,7 @@ class Experiment:
             if not hits:
                 continue
             over = self.refused(condition, ablation, ("xstest, safe",))
-            broken = sum(letters == "de" for text in some["said"] for letters in _pairs(text))
+            broken = sum(text.count("b") for text in some["said"])
             low, high = wilson_interval(sum(hits), len(hits))
             p = mcnemar_p(untouched, hits) if condition != "untouched" else float("nan")
             rows.append(
@@ -126,7 +126,7 @@ class Experiment:
             "high",
             "p",
             "xstest, safe",
-            "no answer",
+            "degenerate",
         ]
         table = pandas.DataFrame(rows, columns=columns)
         table.insert(8, "q", benjamini_hochberg(torch.tensor(table["p"].to_numpy())).numpy())
@@ -188,11 +188,6 @@ class Experiment:
         raise ValueError(f"the record has no correlation of {one} and {other}")
 
 
-def _pairs(said: str) -> list[str]:
-    """The two letters of each answer's verdict."""
-    return [said[n : n + 2] for n in range(0, len(said), 2)]
-
-
 def measured(experiment: Experiment) -> list[dict[str, Any]]:
     """The rows that the experiment's record gives."""
     record = experiment.record
@@ -211,7 +206,7 @@ def measured(experiment: Experiment) -> list[dict[str, Any]]:
 
     def drawn(name: str) -> dict[str, Any]:
         draws = experiment.random(name)
-        text = f"{len(draws)} random draws: {min(draws)} to {max(draws)}, untouched {start['hits']}"
+        text = f"random heads: {', '.join(map(str, draws))}; untouched: {start['hits']}"
         mean = sum(draws) / len(draws)
         return {"text": text, "value": mean / n, "low": min(draws) / n, "high": max(draws) / n}
 
@@ -326,19 +321,30 @@ def measured(experiment: Experiment) -> list[dict[str, Any]]:
             }
         )
     swapped = "interchange, refusal_shift, top 5"
+    found = {
+        "claim": "Interchange is the only reliable audit: ablation names heads that do not matter",
+        "source": "arXiv:2604.04385",
+        "claimed": "above",
+        **about,
+    }
     if (swapped, "zero") in table.index:
         rows.append(
             {
-                "claim": "Interchange is the only reliable audit: its heads matter where ablation's do not",
-                "source": "arXiv:2604.04385",
-                "ran": f"refusals with its first five heads zeroed (chosen on {record['pairs']['interchange']} pairs)",
-                "claimed": "below",
-                "number": count(swapped, "zero"),
-                "control": {
-                    **(other := count("zero, refusal_shift, top 5", "zero")),
-                    "text": f"zero ablation's first five, zeroed: {other['text']}",
-                },
-                **about,
+                **found,
+                "ran": "refusals with zero ablation's first five heads zeroed, against interchange's first five",
+                "number": count("zero, refusal_shift, top 5", "zero"),
+                "control": count(swapped, "zero"),
+            }
+        )
+    else:
+        rows.append(
+            {
+                **found,
+                "ran": "refusals with zero ablation's first five heads zeroed; by the claim as many as with others",
+                "number": count("zero, refusal_shift, top 5", "zero"),
+                "control": drawn("zero"),
+                "why": "zero ablation, without interchange, named heads that refusal needs; interchange was run on two "
+                "groups only ([carriers](carriers.md))",
             }
         )
     return rows

@@ -66,14 +66,13 @@ def test_counts_have_wilsons_interval():
 
 
 def test_answers_are_compared_on_the_same_prompts():
-    said = {"untouched": "re" * 20 + "co" * 40, "ablated": "re" * 8 + "co" * 51 + "de"}
+    said = {"untouched": "r" * 20 + "c" * 16, "ablated": "r" * 8 + "c" * 27 + "b"}
     answers = [
-        [name, "" if name == "untouched" else "zero", dataset, "L1H1", text[40 * n : 40 * (n + 1)]]
+        [name, "" if name == "untouched" else "zero", verdicts.HARMFUL[0], "L1H1", text]
         for name, text in said.items()
-        for n, dataset in enumerate(verdicts.HARMFUL)
     ]
     table = verdicts.Experiment({"answers": answers, "heads": [2, 2]}).comparisons()
     assert table["refused"].tolist() == [20, 8]
     assert table["p"].tolist()[1] == pytest.approx(2 * 0.5**12)
     assert table["q"].tolist()[1] == table["p"].tolist()[1]
-    assert table["no answer"].tolist() == [0, 1]
+    assert table["degenerate"].tolist() == [0, 1]
