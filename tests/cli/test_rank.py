@@ -34,6 +34,7 @@ class FakeRanking:
     save_error: BaseException | None
     harmful: tuple[Any, ...] = ()
     specificity: tuple[Any, ...] = ()
+    gates: tuple[Any, ...] = ()
 
     def top(self, k: int) -> pandas.DataFrame:
         same = {"dataset": "mine", "model": "m", "metric": "ships", "unit": "nat"}
