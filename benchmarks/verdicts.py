@@ -210,12 +210,16 @@ def measured(experiment: Experiment) -> list[dict[str, Any]]:
         mean = sum(draws) / len(draws)
         return {"text": text, "value": mean / n, "low": min(draws) / n, "high": max(draws) / n}
 
+    def few(name: str, p: float) -> str:
+        draws, test = len(experiment.random(name)), f"sign-flip p {p:.2g} over prompts"
+        return "" if draws >= 10 else f"ten draws are asked for, {draws} came; {test}"
+
     start = count("untouched", "")
     rows = []
     for name in ("zero", UA):
         rows.append(
             {
-                "claim": f"A few heads carry refusal ({_words(name)})",
+                "claim": f"Ablating a few heads lowers refusals ({_words(name)})",
                 "source": "arXiv:2410.13708",
                 "ran": f"refusals with the first five of 336 heads ablated; chosen by refusal shift on {selected}",
                 "claimed": "below",
@@ -303,7 +307,7 @@ def measured(experiment: Experiment) -> list[dict[str, Any]]:
                 "claimed": "neutral",
                 "number": {**drawn(name), "p": (p := experiment.control_p(name))},
                 "control": {**start, "text": f"untouched: {start['hits']} of {n}"},
-                "why": f"sign-flip p {p:.2g} over prompts, of the mean over draws",
+                "blocked": few(name, p),
                 **about,
             }
         )
