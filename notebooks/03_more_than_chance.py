@@ -94,9 +94,12 @@ plot_power({"scaling contribution": power_curve(ranking.harmful[0])})
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - With few pairs no head *can* pass; look at the first cell before reading a q-value. Where heads do pass, it
-#   is said of these prompts and this ablation, over all heads that were tested.
-# - Specificity is about matched pairs: it says that a head matters more on harmful prompts than on their twins,
-#   not that it carries refusal. Notebook 04 asks for that.
+# - On twelve pairs no head of this model passes: the first, L0H6, has the smallest p that twelve pairs allow, and
+#   q = 0.07 over 270 heads. The first cell says why: three heads would have had to share that p. Two more pairs, and
+#   one alone can pass.
+# - 15 heads rise above their own band of relabelled prompts, where 7 would by chance: some of them are real, and
+#   this does not say which.
+# - Specificity says that a head matters more on harmful prompts than on their twins, not that it carries refusal.
+#   Notebook 04 asks for that: L0H6, L0H8 and L0H7 silent, the model refuses no less.
 # - A head that leaves the band of its layer may simply have the largest output there.
-# - Halves that agree say that the prompts suffice to rank, not that what is ranked is safety.
+# - Halves of six pairs agree to 0.57 over all heads: read nothing into a rank.
