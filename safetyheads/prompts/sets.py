@@ -128,12 +128,13 @@ def check_texts(texts: Sequence[object], what: str) -> None:
     """Refuse what is no text, is blank, or is no valid Unicode, by its index."""
     for place, text in enumerate(texts):
         where = f"{what} at index {place} (counted from 0)"
+        if text is None or (isinstance(text, str) and not text.strip()):
+            kind = "missing" if text is None else "blank"
+            raise ValueError(f"{where} is {kind}: remove it, or write its text{_of(texts)}")
         if not isinstance(text, str):
             raise ValueError(
                 f"{where} is of type {type(text).__name__}: expected a string{_of(texts)}"
             )
-        if not text.strip():
-            raise ValueError(f"{where} is blank: remove it, or write its text{_of(texts)}")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:

@@ -81,7 +81,7 @@ class Raced:
 def expected_passes(method: Raced, heads: int, count: int, start: int = 0) -> list[int]:
     """About how many (head, prompt) pairs each round to come will run, with so many heads left after `start` prompts.
 
-    What is left after n prompts was read off races of SmolLM2's 270 heads on 64 prompts (docs/screening.md).
+    What is left after n prompts was read off races of SmolLM2's 270 heads on 64 prompts (docs/racing.md).
 
     >>> expected_passes(Raced(), 100, 4), sum(expected_passes(Raced(), 270, 64)) < 0.25 * 270 * 64
     ([200, 100, 72], True)

@@ -1,6 +1,7 @@
 """Does an ablated model that was written as ordinary weights compute what the hooked model does?"""
 
 import copy
+import functools
 import json
 from types import SimpleNamespace
 
@@ -65,10 +66,28 @@ def hooked_logits(plain, hooks):
         return logits_of(plain.bridge.original_model)
 
 
-def assert_same_model(folder, expected, untouched):
+@functools.cache
+def attentions(name):
+    """How plain transformers may be told to attend: by its own choice too, where that is what eager attention is.
+
+    The fused attention of transformers 5.9 leaves out Gemma 2's softcap.
+    """
+    from transformers import AutoModelForCausalLM
+
+    eager, chosen = (
+        random_model(CONFIGS[name]()),
+        AutoModelForCausalLM.from_config(CONFIGS[name]()).eval(),
+    )
+    chosen.load_state_dict(eager.state_dict())
+    same = (logits_of(chosen) - logits_of(eager)).abs().max() < 1e-4
+    assert same or name == "gemma2-softcap-window"
+    return [*([{}] if same else []), {"attn_implementation": "eager"}]
+
+
+def assert_same_model(name, folder, expected, untouched):
     """In plain transformers, with the attention that it chooses by itself, and eagerly."""
     assert (expected - untouched).abs().max() > 0.05, "the comparison would be vacuous"
-    for options in ({}, {"attn_implementation": "eager"}):
+    for options in attentions(name):
         got = logits_of(opened(folder, **options))
         assert (got - expected).abs().max() < 2e-5 * max(1.0, expected.abs().max().item())
 
@@ -88,7 +107,7 @@ def test_scaling_written_into_w_o_gives_the_hooked_logits(zoo, ablation, tmp_pat
     factor = getattr(ablation, "epsilon", 0.0)
     export = export_ablated(model, HEADS, tmp_path / "out", ablation=ablation)
     hooks = [h for head in HEADS for h in plain.writing_z(*head, lambda z: z * factor)]
-    assert_same_model(export.folder, hooked_logits(plain, hooks), hooked_logits(plain, []))
+    assert_same_model(name, export.folder, hooked_logits(plain, hooks), hooked_logits(plain, []))
     assert export.max_logit_difference < 2e-5 * export.largest_logit
 
     masks = changes(export.folder, original)
@@ -118,7 +137,7 @@ def test_undifferentiated_attention_written_into_w_q_gives_the_hooked_logits(
     export = export_ablated(model, HEADS, tmp_path / "out", ablation=ablation)
     with AblateHeads(HEADS, ablation).active(model):
         expected = logits_of(model.hf)
-    assert_same_model(export.folder, expected, logits_of(model.hf))
+    assert_same_model(name, export.folder, expected, logits_of(model.hf))
 
     masks = changes(export.folder, original)
     assert set(masks) == set(export.changed)
@@ -143,7 +162,7 @@ def test_mean_ablation_is_written_into_the_bias(name, tmp_path):
         for head in HEADS
         for hook in plain.writing_z(*head, lambda z, value=mean[head]: value.expand_as(z))
     ]
-    assert_same_model(export.folder, hooked_logits(plain, hooks), hooked_logits(plain, []))
+    assert_same_model(name, export.folder, hooked_logits(plain, hooks), hooked_logits(plain, []))
 
 
 def small(name="llama", **changes_of_config):
@@ -277,9 +296,10 @@ def test_a_model_unpacked_from_gguf_can_be_exported(tmp_path):
     hf = random_model(CONFIGS["llama"]())
     # What transformers leaves on such a model, and why it cannot be saved as it is.
     hf.hf_quantizer, hf.config.quantization_config = object(), {"quant_method": "gguf"}
+    parameters = hf.num_parameters()
     export = export_ablated(load_model(hf, tokenizer()), ["L1H2"], tmp_path / "out")
     assert "quantization_config" not in json.loads((export.folder / "config.json").read_text())
-    assert opened(export.folder).num_parameters() == hf.num_parameters()
+    assert opened(export.folder).num_parameters() == parameters
 
 
 def test_an_export_opens_here_too_and_its_head_is_gone(tmp_path):

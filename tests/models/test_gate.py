@@ -17,7 +17,17 @@ from safetyheads import (
     score_heads,
     tokenize,
 )
-from tests.zoo import CONFIGS, GPT, RAGGED, SIZES, opened, random_model, sentence, tokenizer
+from tests.zoo import (
+    CONFIGS,
+    GPT,
+    RAGGED,
+    SIZES,
+    opened,
+    opened_where_right,
+    random_model,
+    sentence,
+    tokenizer,
+)
 
 MHA = {**SIZES, "num_key_value_heads": 6}
 FALCON = {
@@ -108,7 +118,7 @@ QUERY_IS_LEFT = {
 @pytest.mark.parametrize("name", QUERY_IS_LEFT)
 def test_a_query_scaled_by_one_is_no_change(name):
     config, values = QUERY_IS_LEFT[name]
-    model = load_model(build(config, **values), tokenizer())
+    model = opened_where_right(build(config, **values))
     assert scored(model, UndifferentiatedAttention(1.0)).abs().max() < 1e-5
     assert scored(model, UndifferentiatedAttention()).abs().max() > 1e-4
 

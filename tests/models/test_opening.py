@@ -19,7 +19,15 @@ from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import tokenize
 from tests.oracles import PlainModel, kl
-from tests.zoo import CONFIGS, RAGGED, SIZES, random_model, sentence, tokenizer
+from tests.zoo import (
+    CONFIGS,
+    RAGGED,
+    SIZES,
+    opened_where_right,
+    random_model,
+    sentence,
+    tokenizer,
+)
 
 QUIET = Execution(progress=False)
 
@@ -154,7 +162,7 @@ def test_models_that_scale_their_logits_score_as_plain_passes_do(config, factor)
     import transformers
 
     hf = random_model(getattr(transformers, config)(**{**SIZES, **factor}))
-    plain, model = PlainModel(copy.deepcopy(hf)), load_model(hf, tokenizer())
+    plain, model = PlainModel(copy.deepcopy(hf)), opened_where_right(hf)
     scores = score_heads(model, RAGGED[:1], ablation="zero", execution=QUIET)
     assert scores.provenance["engine"] == "resumed"
     ids = tokenizer()(RAGGED[0])["input_ids"]

@@ -20,7 +20,7 @@ def test_a_list_is_harmful_only_and_a_set_is_returned_as_it_is():
         ([], "list of prompts is empty"),
         (["a", "   "], "prompt at index 1 .* is blank"),
         (["a", 3], "prompt at index 1 .* type int: expected a string"),
-        ([None], "type NoneType"),
+        ([None], "index 0 .* is missing: remove it"),
         (7, "of type int: expected a list of strings"),
         ({"a": 1}, "expected its values to be lists of one length"),
         ("jailbrakebench", "unknown dataset 'jailbrakebench'. Did you mean 'jailbreakbench'"),

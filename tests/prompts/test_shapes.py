@@ -109,7 +109,7 @@ def test_keys_may_be_sides(tmp_path, keys):
         ([{"prompt": {"a": SECRET}}], "type dict"),
         ([["a", "unsafe"], [SECRET, "safe"]], "type list"),
         ({f"id_{i}": {"deep": SECRET} for i in range(400)}, "holds an object"),
-        ([{"prompt": SECRET}, {"prompt": None}, {}], "index 1 .* type NoneType: .*2 of 3"),
+        ([{"prompt": SECRET}, {"prompt": None}, {}], "index 1 .* is missing: .*2 of 3"),
         ([{"prompt": SECRET}, {"prompt": float("nan")}], "index 1 .* type float"),
     ],
 )  # fmt: skip
