@@ -1,7 +1,8 @@
 # safetyheads: every target does its own set-up; Python >= 3.11 and make are all it needs.
 #   make demo       rank the heads of a small chat model and write a scatter plot (minutes)
 #   make test       tests, with shapes and types checked at run time, and doctests
-#   make check      format, lint, types, tests, notebooks: everything (NOTEBOOKS= leaves these out)
+#   make notebooks  run all notebooks and store what comes out, figures with a picture beside (an hour; needs Chromium)
+#   make check      format, lint, types, tests: everything, notebooks at tiny sizes among them
 #   make check-versions   tests with the lowest and the newest allowed libraries, in venvs of their own
 # PYTHON=/path/to/python chooses the interpreter, WORKERS=0 runs the tests in one process,
 # ARGS="-k floors" is handed to pytest.
@@ -12,7 +13,6 @@ STAMP := $(VENV)/.safetyheads-stamp
 PYTHON ?=
 WORKERS ?= 2
 ARGS ?=
-NOTEBOOKS ?= notebooks
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt
 # Tests never wait for a Hub that does not answer, and one thread each keeps two workers apart.
 TEST_ENVIRONMENT := HF_HUB_OFFLINE=$${HF_HUB_OFFLINE:-1} OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
@@ -22,7 +22,7 @@ TEST_ENVIRONMENT := HF_HUB_OFFLINE=$${HF_HUB_OFFLINE:-1} OMP_NUM_THREADS=$${OMP_
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,7p' Makefile | cut -c3-
+	@sed -n '2,6p' Makefile | cut -c3-
 
 venv: $(STAMP)
 
@@ -59,7 +59,6 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
-	@$(if $(NOTEBOOKS),$(MAKE) --no-print-directory $(NOTEBOOKS))
 
 check-versions:
 	@.ci/versions
@@ -68,17 +67,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Each notebooks/*.py is run from top to bottom; the result lies in build/notebooks.
+# Each notebooks/*.py is run from top to bottom, and the .ipynb beside it written. `make test` runs all at tiny sizes.
 notebooks: $(STAMP)
-	@mkdir -p build/notebooks
-	@set -e; for source in notebooks/*.py; do \
-		[ -e "$$source" ] || { echo "make: no notebooks/*.py to run" >&2; exit 1; }; \
-		target=build/notebooks/$$(basename "$$source" .py).ipynb; \
-		echo "running $$source -> $$target"; \
-		$(BIN)/jupytext --quiet --to ipynb --output "$$target" "$$source"; \
-		TOKENIZERS_PARALLELISM=false WANDB_MODE=disabled \
-			$(BIN)/jupyter-execute --kernel_name=python3 --timeout=1800 --inplace "$$target"; \
-	done
+	@$(PIP) -e '.[dev,image,ray,traces]'
+	TOKENIZERS_PARALLELISM=false WANDB_MODE=disabled $(BIN)/python .ci/notebooks.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis safetyheads-demo

@@ -11,108 +11,77 @@
 # ---
 
 # %% [markdown]
-# # Which attention heads does a refusal rest on?
+# # Which attention heads does a chat model's refusal rest on?
 #
-# Ablate one attention head at a time, see how far the model's next token moves on harmful prompts,
-# rank the heads by it, and look at the same scores on harmless prompts before believing anything.
+# From nothing to both published scatter figures (arXiv:2410.13708): ablate one attention head at a time, see how far
+# the next token's refusal moves, rank the heads by it, and look at harmless prompts before believing anything.
 #
-# With the model below this takes some minutes on two cores. It is small and **hardly ever
-# refuses**: what you see here is a negative control. `"qwen2.5-coder-0.5b-instruct"` refuses some;
-# set the environment variable `SAFETYHEADS_NOTEBOOK_MODEL` to it, or change the name here.
+# The model has 135 million parameters and was taught to refuse (docs/siblings.md): it refuses 75 of 100 harmful prompts
+# that it never saw. About four minutes on two cores. `SAFETYHEADS_NOTEBOOK_MODEL` names another model,
+# `SAFETYHEADS_NOTEBOOK_PAIRS` another number of prompts.
 
 # %%
 import os
 import tempfile
 
+import pandas
+
 from safetyheads import (
     Execution,
-    GeneralizedShips,
-    RefusalShift,
-    ScalingContribution,
-    Ships,
-    UndifferentiatedAttention,
     load_model,
     load_prompts,
     plot_head_heatmap,
     plot_head_scatter,
+    plot_specificity,
     rank_safety_heads,
     score_heads,
 )
 
-MODEL = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "smollm2-135m-instruct")
-PAIRS = int(os.environ.get("SAFETYHEADS_NOTEBOOK_PAIRS", "3"))
+MODEL = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "smollm2-135m-ssft")
+BESIDE = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "smollm2-135m-instruct")
+PAIRS = int(os.environ.get("SAFETYHEADS_NOTEBOOK_PAIRS", "4"))
 
 model = load_model(MODEL)
 print(
-    model.name,
-    "-",
-    model.n_layers,
-    "layers,",
-    model.n_heads,
-    "query heads,",
-    model.n_kv,
-    "key/value heads",
+    f"{model.name}: {model.n_layers} layers, {model.n_heads} query heads, {model.n_kv} key/value heads"
 )
 
 # %% [markdown]
 # ## The prompts
 #
-# `"builtin"` holds matched pairs: each harmful request has a harmless twin that shares its form
-# and most of its words. What differs between the two sides is then the harm, not the topic or the
-# length. `limit` keeps a few pairs, spread over the categories.
+# `"builtin"` holds matched pairs: each harmful request has a harmless twin that shares its form and most of its words.
+# What differs between the two sides is then the harm, not the topic or the length. `limit` keeps a few pairs, spread
+# over the categories.
 
 # %%
-everything = load_prompts("builtin")
-prompts = everything.limit(PAIRS)
-print(everything)
+prompts = load_prompts("builtin").limit(PAIRS)
 print(prompts)
-print("categories:", ", ".join(dict.fromkeys(everything.categories)))
-print()
 print("harmful :", prompts.harmful[0])
 print("harmless:", prompts.harmless[0])
 
 # %% [markdown]
-# ## One score for every head
+# ## The ranking
 #
-# `Ships()` is the KL divergence [nat] from the untouched model's next-token distribution to the
-# ablated model's. `values` is `[layer, head]`; `per_prompt` keeps the prompts apart.
-# `store` names a folder where finished layers are kept: a run that was stopped goes on from there,
-# and the same scores asked for again (two cells down) are read, not computed.
+# `RefusalShift`, the default metric, is the change of the log-odds [nat] that the next token begins a refusal ("I",
+# "As", "Sorry"; their tokens are read off the tokenizer). A head that helps the model to refuse has a **negative**
+# shift: without it a refusal is less likely. Two ablations: undifferentiated attention (the head looks at all tokens
+# alike) and scaling contribution (its output is all but removed). `method="raced"` runs the heads that cannot be among
+# the top on two prompts only; those at the top are exact. `store` keeps finished layers, for a run that is stopped.
 
 # %%
-STORE = tempfile.mkdtemp()
-
-undifferentiated = score_heads(
-    model,
-    prompts,
-    ablation=UndifferentiatedAttention(),
-    metric=Ships(),
-    execution=Execution(store=STORE),
+ranking = rank_safety_heads(
+    model, prompts, method="raced", execution=Execution(store=tempfile.mkdtemp())
 )
-print(undifferentiated.values.shape, undifferentiated.per_prompt.shape, undifferentiated.unit)
-undifferentiated.top(10)
-
-# %%
-scaling = score_heads(
-    model, prompts, ablation=ScalingContribution(), metric=Ships(), execution=Execution(store=STORE)
-)
-scaling.top(10)
-
-# %% [markdown]
-# ## The ranking, with the harmless prompts beside it
-#
-# `rank_safety_heads` does both ablations on both sides. A circle is undifferentiated attention, a
-# cross scaling contribution; where a head is in both rankings, the cross lies on the circle.
-
-# %%
-ranking = rank_safety_heads(model, prompts, metric=Ships(), execution=Execution(store=STORE))
-ranking.top(5)
+ranking.top(5)[["label", "ablation", "score", "harmless_score", "specificity", "q_value"]]
 
 # %%
 ranking.plot()
 
 # %% [markdown]
-# All heads at once. A few early heads usually stand out: ablate them and everything changes.
+# A circle is undifferentiated attention, a cross scaling contribution; a cross on a circle is a head of both rankings.
+# Open symbols did not rise above what relabelled prompts give: with so few pairs nearly all are. Notebook 03 has more.
+#
+# All heads at once; what was not run on all prompts is an estimate, and hatched.
 
 # %%
 plot_head_heatmap(ranking.to_frame(), k=10)
@@ -120,107 +89,60 @@ plot_head_heatmap(ranking.to_frame(), k=10)
 # %% [markdown]
 # ## Safety, or everything?
 #
-# Each point is a head: its score on the harmless twins against its score on the harmful prompts.
-# Heads on the diagonal matter for any prompt alike; a candidate for a *safety* head lies well
-# above it. With so few prompts this is a preview and no test.
+# Each point is a head that ran on all prompts of both sides: its score on the harmless twins against its score on the
+# harmful prompts. On the diagonal a head matters for any prompt alike.
 
 # %%
-import plotly.express
-
-table = ranking.to_frame()
-figure = plotly.express.scatter(
-    table,
-    x="harmless_score",
-    y="score",
-    facet_col="ablation",
-    hover_name="label",
-    log_x=True,
-    log_y=True,
-    template="plotly_white",
-    labels={"score": "harmful: Ships [nat]", "harmless_score": "harmless: Ships [nat]"},
-)
-ends = [table[["score", "harmless_score"]].min().min() or 1e-9, table["score"].max()]
-for column in (1, 2):
-    figure.add_scatter(
-        x=ends, y=ends, mode="lines", line_color="grey", showlegend=False, row=1, col=column
-    )
-figure
+plot_specificity(ranking.to_frame())
 
 # %% [markdown]
-# ## A score with a sign
+# ## The paper's first figure: two datasets
 #
-# `RefusalShift` is the change of the log-odds [nat] that the next token begins a refusal ("I",
-# "As", "Sorry"; their tokens are read off the tokenizer). A head that helps the model to refuse
-# has a **negative** shift: without it a refusal is less likely. Rank 1 is the most negative one.
-# The openings are a proxy: "I" also begins "I can help".
+# JailbreakBench and Malicious Instruct come from the Hub, or from the folder that `SAFETYHEADS_DATA` names. A panel a
+# dataset, a symbol an ablation.
+
 
 # %%
-refusal = score_heads(model, prompts, ablation=UndifferentiatedAttention(), metric=RefusalShift())
-print(
-    "refusal tokens:", [model.tokenizer.decode([t]) for t in refusal.provenance["metric"]["tokens"]]
-)
-refusal.top(5)
+def table_of(model, dataset):
+    """All heads of a model on a dataset, under both ablations."""
+    some = load_prompts(dataset).limit(PAIRS)
+    tables = [
+        score_heads(model, some, ablation=name, metric="refusal_shift", method="raced").to_frame()
+        for name in ("undifferentiated_attention", "scaling_contribution")
+    ]
+    return pandas.concat(tables).assign(dataset=some.name, model=model.name)
 
-# %%
-plot_head_heatmap(refusal.to_frame(), k=5)
+
+datasets = pandas.concat(table_of(model, name) for name in ("jailbreakbench", "malicious_instruct"))
+plot_head_scatter(datasets, panel="dataset", series="ablation")
 
 # %% [markdown]
-# ## A whole dataset at once, and why the definition matters
+# ## The paper's second figure: two models
 #
-# Generalized Ships compares the final states of *all* prompts, before and after: how far does the
-# subspace that they span turn, in degrees? The paper's equation (`left`) and what its code computed
-# until June 2025 (`feature0`) are different quantities on different scales. Never mix them: the
-# metric's name in every table and colour bar says which one it is.
+# Beside the model that refuses, the one that it was made from, which answers everything. A panel an ablation, a symbol
+# a model. The base has a top ten too: **any** model has.
 
 # %%
-import pandas
-
-both = pandas.concat(
-    score_heads(model, prompts, metric=GeneralizedShips(space=space)).to_frame()
-    for space in ("left", "feature0")
-)
-both.groupby("metric")["score"].describe()[["min", "50%", "max"]]
-
-# %%
-plot_head_scatter(both, panel="metric", series="ablation")
-
-# %% [markdown]
-# ## A question of your own
-#
-# An ablation is a frozen value that is also a function: the head's activations in, what replaces
-# its output `z` out. What if a head could look at nothing but the first token?
-
-# %%
-from dataclasses import dataclass
-from typing import ClassVar
-
-
-@dataclass(frozen=True)
-class FirstTokenOnly:
-    name: ClassVar[str] = "first_token_only"
-    needs: ClassVar[frozenset[str]] = frozenset()  # of "scores", "mean", "donor"
-
-    def __call__(self, acts):
-        return acts.v[:, :1].expand_as(acts.v)
-
-
-first = score_heads(model, prompts, ablation=FirstTokenOnly())
-first.top(5)
-
-# %% [markdown]
-# The head that attends to the first token anyway is not hurt by this; one that needs to see the
-# request is. Compare the two rankings:
-
-# %%
-ranks = undifferentiated.to_frame().merge(first.to_frame(), on="label", suffixes=("", "_first"))
-ranks[["label", "rank", "rank_first"]].head(10)
+base = table_of(load_model(BESIDE), "builtin").assign(model=BESIDE)
+models = pandas.concat([ranking.to_frame(), base])
+plot_head_scatter(models, panel="ablation", series="model")
 
 # %% [markdown]
 # ## Keep it
 #
-# `save` writes the table, a manifest of everything that determined the numbers (prompts by count
-# and hash, never by text), the figure as one page that opens offline, and the tensors.
+# `save` writes the table, a manifest of everything that determined the numbers (prompts by count and hash, never by
+# text), the figure as one page that opens offline, and the tensors.
 
 # %%
 folder = ranking.save(tempfile.mkdtemp())
 sorted(path.name for path in folder.iterdir())
+
+# %% [markdown]
+# ## What to conclude, and what not
+#
+# - A rank says how far *this next token* moves. It does not say that the head is about safety: compare with the
+#   harmless column, and with the base model, whose top ten cannot be heads of a refusal that it does not give.
+# - Two datasets that rank the same heads agree about the model, not about safety: their prompts look alike.
+# - Undifferentiated attention also *writes* something. Whether a head's *loss* lowers refusal is the scaling column;
+#   `find_carriers` tells the two apart (docs/carriers.md).
+# - Nothing here was generated. Notebook 04 ablates the top heads and lets the model speak.

@@ -17,8 +17,8 @@
 # benign, jailbreak and their difference; query token against key token. Then the questions that
 # the grid leaves open: is the difference more than chance, more than length, and which heads?
 #
-# Both models are small. On two cores this takes some minutes; set `SAFETYHEADS_NOTEBOOK_PROMPTS`
-# for more prompts of each kind.
+# The models are small: SmolLM2, and the same after it was taught to refuse. Four minutes on two cores;
+# `SAFETYHEADS_NOTEBOOK_PROMPTS` sets how many prompts of each kind.
 
 # %%
 import os
@@ -41,24 +41,24 @@ from safetyheads import (
 ROWS = [  # three rows: model and layer
     ("smollm2-135m-instruct", 4),
     ("smollm2-135m-instruct", 18),
-    ("qwen2.5-coder-0.5b-instruct", 12),
+    ("smollm2-135m-ssft", 18),
 ]
 if "SAFETYHEADS_NOTEBOOK_MODEL" in os.environ:
     ROWS = [(os.environ["SAFETYHEADS_NOTEBOOK_MODEL"], layer) for layer in (0, 1, 2)]
-PROMPTS = int(os.environ.get("SAFETYHEADS_NOTEBOOK_PROMPTS", "8"))
+PROMPTS = int(os.environ.get("SAFETYHEADS_NOTEBOOK_PROMPTS", "6"))
 
 # %% [markdown]
 # ## The prompts
 #
-# Where a copy of the JailbreakBench files lies in `../shared/data`, the requests are its goals,
+# Where the folder that `SAFETYHEADS_DATA` names holds the JailbreakBench files, the requests are its goals,
 # and the jailbreak is a template of 2023 around the *same* goals: what differs is then the template
 # and nothing else. Elsewhere the built-in requests stand in, with a mild role-play that the library
 # ships. Either way the first column is titled "Plain": these are the same harmful requests without
 # a template, no benign ones. (`attention_maps` titles it "Benign" unless told otherwise.)
 
 # %%
-data = next((p for p in (Path("../shared/data"), Path("../../shared/data")) if p.is_dir()), None)
-if data is not None:
+data = Path(os.environ.get("SAFETYHEADS_DATA", "no-folder"))
+if (data / "jailbreakbench_jbc_prompts.csv").is_file():
     goals = load_prompts(data / "jailbreakbench_harmful.csv").harmful
     jailbreaks = load_prompts(data / "jailbreakbench_jbc_prompts.csv").harmful
 else:
@@ -66,14 +66,14 @@ else:
     jailbreaks = tuple(wrap(goals))
 every = max(1, len(goals) // PROMPTS)
 goals, jailbreaks = goals[::every][:PROMPTS], jailbreaks[::every][:PROMPTS]
-print(len(goals), "requests, plain and in", "a 2023 template" if data else "the role-play")
+print(len(goals), "requests, plain and in", "a 2023 template" if data.is_dir() else "the role-play")
 
 # %% [markdown]
 # ## The grid
 #
 # Attention is averaged over heads, then over prompts, then its natural logarithm is taken (all of
 # this can be chosen: `heads`, `order`, `log`, `floor`). The difference is jailbreak - plain. What
-# fewer than two prompts reach stays blank: the plain requests are short, so most of their map is.
+# fewer than two prompts reach is grey: the plain requests are short, so most of their map is.
 # `short="blank"` says that this is meant; without it, a grid that the prompts cannot fill is an
 # error that names the length they can. The strips along the axes are the prompts' segments.
 
@@ -84,7 +84,9 @@ maps = [
     attention_maps(models[name], goals, jailbreaks, layer, grid=Grid(short="blank"), names=names)
     for name, layer in ROWS
 ]
-plot_attention_maps(maps, note=f"{len(goals)} requests; white: fewer than 2 prompts reach the pair")
+plot_attention_maps(
+    maps, note=f"{len(goals)} requests; no data: fewer than 2 prompts reach the pair"
+)
 
 # %% [markdown]
 # Only where both sets have tokens is there a difference to see. A closer look at that corner:
@@ -119,7 +121,7 @@ plot_hidden_magnitudes(magnitudes)
 
 # %%
 first = next(iter(models.values()))
-divergence = attention_divergence(first, goals, jailbreaks, n_permutations=500)
+divergence = attention_divergence(first, goals, jailbreaks, n_permutations=200)
 print("matched over the first", divergence.provenance["matched_length"], "tokens")
 print(divergence.top(5)[["label", "divergence", "null_high", "p_value", "q_value"]])
 plot_attention_divergence(divergence.table, title=first.name)
@@ -139,3 +141,16 @@ shares = segments.pivot_table(
     index=["rank", "label", "segment"], columns="prompts", values="share", sort=False
 )
 print(shares.round(3).to_string())
+
+# %% [markdown]
+# ## What to conclude, and what not
+#
+# - Over equally many first tokens (35) heads do attend differently to plain requests and to the 2023 template:
+#   L16H5 by 0.14 nat, where 95 % of relabelled sets stay below 0.06; q = 0.01 for the five shown. With 200
+#   relabellings no p is smaller than 0.005.
+# - How much of the grid's difference is length is the distance of the dotted from the dashed line, layer by
+#   layer. The difference map alone cannot tell: its long rows have no plain counterpart.
+# - In the last table the control matters: neutral prose in the template's place (`lengthened`) draws as much of
+#   L13H8's attention (0.54) as the jailbreak (0.56), and more of L8H5's (0.66 and 0.44). That is place and
+#   length, no jailbreak.
+# - Six requests, one template, small models: nothing here is about jailbreaks in general.

@@ -18,8 +18,8 @@
 # is ablated (arXiv:2406.11717), and would any other direction do? Which heads write it? Does it
 # carry over to another model?
 #
-# The model below is small and **hardly ever refuses**: what you see is how the questions are
-# asked. `SAFETYHEADS_NOTEBOOK_MODEL` names another model, and `SIBLINGS` below takes more of them.
+# The model is SmolLM2 with 135 million parameters, taught to refuse (docs/siblings.md); its sibling is the one that it
+# was made from, which answers everything. Five minutes on two cores. `SAFETYHEADS_NOTEBOOK_MODEL` names another model.
 
 # %%
 import os
@@ -53,9 +53,9 @@ from safetyheads import (
     transfer_matrix,
 )
 
-MODEL = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "smollm2-135m-instruct")
-PAIRS = int(os.environ.get("SAFETYHEADS_NOTEBOOK_TRAIN", "12"))
-SIBLINGS: list[str] = []  # models trained from MODEL, by name or folder
+MODEL = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "smollm2-135m-ssft")
+PAIRS = int(os.environ.get("SAFETYHEADS_NOTEBOOK_TRAIN", "10"))
+SIBLINGS = ["smollm2-135m-instruct"] if "SAFETYHEADS_NOTEBOOK_MODEL" not in os.environ else []
 
 model = load_model(MODEL)
 everything = load_prompts("builtin")
@@ -108,8 +108,7 @@ plot_planes(spectrum.points(), some)
 #
 # Every layer and every token of the template's end gives a candidate. Ablated, it should leave no
 # refusal on harmful prompts (`bypass`) and change nothing on harmless ones (`kl`); added, it should
-# bring refusal (`induce`). `only_expected=False` keeps the prompts that the model does not refuse,
-# since this one refuses hardly any.
+# bring refusal (`induce`). `only_expected=False` keeps the prompts that the model does not refuse.
 
 # %%
 selection = select_direction(
@@ -188,11 +187,13 @@ along.conditions().round(3)
 # ## Does it carry over?
 #
 # Every source's direction on every target. A copy with random weights stands for a model to which
-# the direction means nothing; put siblings (models trained from this one) beside it. What differs
-# between two sources is tested prompt by prompt (McNemar).
+# the direction means nothing. Put siblings beside it (models trained from this one):
+# `smollm2-135m-ssft`, `-at` and `-lat` come with the package, and docs/siblings.md has what their
+# spectra say of the paper's claim about LAT. What differs between two sources is tested prompt by
+# prompt (McNemar).
 
 # %%
-targets = {"base": model, "random weights": random_copy(model, seed=1)}
+targets = {model.name: model, "random weights": random_copy(model, seed=1)}
 targets |= {str(name): load_model(name) for name in SIBLINGS}
 place = {"layer": direction.layer, "position": direction.position, "progress": False}
 sources = {name: refusal_direction(target, train, **place) for name, target in targets.items()}
@@ -228,3 +229,12 @@ pandas.concat([transfer.tests().head(4), subspace_overlap(spectra, layer)], axis
 # %%
 export = export_orthogonalized(model, direction, os.path.join(tempfile.mkdtemp(), "model"))
 print(f"{len(export.changed)} weights changed; logits differ by {export.max_logit_difference:.1e}")
+
+# %% [markdown]
+# ## What to conclude, and what not
+#
+# - A direction counts only beside its nulls: where ablating the other concepts' or the covariance-matched directions
+#   changes as many answers, the refusal direction is not privileged.
+# - Explained variance is not causal; `bypass` and the judged answers are. With four prompts they show how it is done.
+# - A direction that transfers to a sibling says what training kept; the copy with random weights says what words alone
+#   give.

@@ -87,7 +87,6 @@ class _Outer:
     def finish(self) -> None:
         self.drawn.set_postfix_str("", refresh=False)
         self.drawn.total = self.drawn.n
-        self.drawn.refresh()
 
 
 class _Part:
@@ -114,9 +113,6 @@ class _Part:
     def update(self, n: float | int = 1) -> None:
         self.n += n
         self._outer.drawn.update(n * self._cost)
-
-    def refresh(self) -> None:
-        self._outer.drawn.refresh()
 
     def set_postfix(self, **said: Any) -> None:
         self._outer.drawn.set_postfix(**said)

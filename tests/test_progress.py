@@ -71,6 +71,9 @@ def test_lines_where_there_is_no_terminal():
 def test_what_is_quick_says_nothing_without_a_terminal(capsys):
     with progress.bar(3, "walk", "step") as shown:
         shown.update(3)
+    with progress.whole(4, "all"), progress.bar(3, "walk", "step") as part:
+        part.total = 5
+        part.update(5)
     assert capsys.readouterr().err == ""
 
 

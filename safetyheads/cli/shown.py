@@ -17,6 +17,9 @@ NEGATIVE_CONTROL = (
     "they carry the next token of its answer, not a refusal."
 )
 SMALL_Q = 0.05
+SIGN = (
+    "Refusal shift: negative where the head helps the model to refuse; rank 1 is the most negative."
+)
 NEXT_STEP = (
     "A model that refuses more, on prompts that it refuses:\n"
     f"  safetyheads rank --model {DEMO_MODEL} --prompts malicious_instruct"
@@ -27,10 +30,13 @@ NEXT_STEP = (
 def report(ranking: "Ranking", top: int, folder: Path, *, control: bool) -> None:
     """Save a ranking, print its top and say where the rest is."""
     note = NEGATIVE_CONTROL if control else None
+    sign = SIGN if any(scores.metric == "refusal_shift" for scores in ranking.harmful) else None
     try:
-        ranking.save(folder, note=note)
+        ranking.save(folder, note=" ".join(filter(None, (sign, note))) or None)
     finally:  # the scores are shown even where the folder has become unwritable meanwhile
         print(format_table(ranking.top(top)))
+        if sign:
+            print(f"\n{sign}")
         for note in dict.fromkeys(q_notes(ranking)):
             print(f"\n{note}")
         for scores in ranking.harmful:

@@ -85,8 +85,8 @@ class AblateHeads:
     Raises ValueError if there is no head, or one comes twice.
     """
 
-    heads: tuple[Head, ...]
-    """Heads, or their names."""
+    heads: tuple[Any, ...]
+    """Heads, or their names; heads once this is made."""
     ablation: Ablation
     """What is done to them, or its name."""
     mean: Float[Tensor, "layer head d_head"] | None = field(default=None, compare=False, repr=False)

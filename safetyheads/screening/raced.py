@@ -41,7 +41,6 @@ def race_heads(
         def announce(heads: int, start: int) -> None:
             """What is left is estimated anew from how many heads are."""
             shown.total = shown.n + sum(expected_passes(method, heads, count, start))
-            shown.refresh()
 
         order = random_order(count, inputs.categories, method.seed)
         found = race(
@@ -54,7 +53,6 @@ def race_heads(
             before=announce,
         )
         shown.total = shown.n
-        shown.refresh()
     resumed = note_engine(store, rounds.exact_resume)
     return HeadScores(
         values=found.values,

@@ -17,7 +17,7 @@ import safetyheads.prompts
 from safetyheads.cli.main import main, parse_arguments
 from safetyheads.cli.options import DEMO_MODEL, METRICS, PROMPT_SETS, SMALL_MODEL
 from safetyheads.cli.rank import DEMO_LIMIT
-from safetyheads.cli.shown import format_table, q_notes
+from safetyheads.cli.shown import NEGATIVE_CONTROL, SIGN, format_table, q_notes, report
 from safetyheads.evidence.specificity import least_p
 from safetyheads.interventions.ablations import ABLATIONS, ResampleAblation
 from safetyheads.metrics import METRICS as KNOWN_METRICS
@@ -51,6 +51,9 @@ class FakeRanking:
         if self.save_error:
             raise self.save_error
         (folder / "scatter.html").write_text(f"figure: {note}")
+
+
+UNSAID = {"audit": None, "race": None, "largest_first": True}
 
 
 @dataclass
@@ -161,6 +164,13 @@ def test_it_is_said_where_no_q_can_be_small():
         first, second = torch.arange(1.0, n + 1), torch.arange(1.0, (m or 0) + 1)
         values = (first,) if m is None else (100 + first, second)
         assert permutation_p(*values).item() == pytest.approx(least_p(n, m))
+
+
+def test_a_refusal_shifts_sign_is_explained_in_print_and_figure(calls, tmp_path, capsys):
+    ranking = FakeRanking(("Zero",), None, (SimpleNamespace(metric="refusal_shift", **UNSAID),))
+    report(ranking, 2, tmp_path, control=True)
+    assert SIGN in capsys.readouterr().out
+    assert (tmp_path / "scatter.html").read_text() == f"figure: {SIGN} {NEGATIVE_CONTROL}"
 
 
 def test_an_error_names_options(calls, capsys):

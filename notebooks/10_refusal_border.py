@@ -16,8 +16,9 @@
 # From each harmless request to its matched harmful one: the activation at the last token is walked over, and the
 # log-odds of a refusal are read. The same with the ranked safety heads ablated, and with random heads of their layers.
 #
-# The requests are the built-in ones, which are mild; in `../shared/data` the library's own figures use JailbreakBench
-# (docs/stable-regions.md).
+# The model is SmolLM2 with 135 million parameters, taught to refuse (docs/siblings.md); the requests are the built-in
+# ones, which are mild, and the harmful half of which was among its lessons. docs/stable-regions.md has the same for
+# another model. Three minutes on two cores.
 
 # %%
 import os
@@ -38,12 +39,12 @@ from safetyheads import (
     trace_sensitivity,
 )
 
-MODEL = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "qwen2.5-coder-0.5b-instruct")
+MODEL = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "smollm2-135m-ssft")
 COUNT = int(os.environ.get("SAFETYHEADS_NOTEBOOK_PROMPTS", "8"))
 TINY = "SAFETYHEADS_NOTEBOOK_MODEL" in os.environ
 model = load_model(MODEL)
 pairs = load_prompts("builtin").limit(COUNT)
-LAYER = 2 if TINY else 16
+LAYER = 2 if TINY else 15
 
 # %% [markdown]
 # ## The border
@@ -59,12 +60,12 @@ untouched.table()[["start", "end", "harmful", "crossing", "sharpness", "width"]]
 # %% [markdown]
 # ## With and without the heads
 #
-# These five were ranked by refusal shift on half of JailbreakBench (docs/behaviour.md). What is random keeps
-# the layers.
+# The five that a race of the refusal shift put first on 16 built-in pairs (undifferentiated attention; the README's
+# lines with that ablation). What is random keeps the layers.
 
 # %%
-ranked = tuple(Head(*at) for at in ((10, 7), (11, 3), (10, 1), (11, 12), (14, 10)))
-drawn = tuple(Head(*at) for at in ((10, 3), (11, 8), (10, 12), (11, 0), (14, 5)))
+ranked = tuple(Head(*at) for at in ((18, 8), (17, 2), (14, 5), (8, 8), (15, 8)))
+drawn = tuple(Head(*at) for at in ((18, 1), (17, 5), (14, 2), (8, 3), (15, 4)))
 if TINY:
     ranked, drawn = (Head(1, 0), Head(2, 3)), (Head(1, 4), Head(2, 1))
 ablation = UndifferentiatedAttention()
@@ -93,3 +94,12 @@ for name, direction in vectors.items():
     rows.append(walk.measures().assign(direction=name))
 responses = pandas.concat(rows).groupby("direction", sort=False)
 responses[["distance", "sharpness", "width", "exponent"]].median()
+
+# %% [markdown]
+# ## What to conclude, and what not
+#
+# - A border is sharp where the width is far below a straight line's 0.8; a way that never refuses says that refusal is
+#   not decided at this token and layer.
+# - That ranked heads move it is an effect of what the ablation writes as well as of their loss (docs/carriers.md), and
+#   counts beside random heads of their layers only.
+# - An exponent near that of the nulls says that the refusal direction is no privileged one.
