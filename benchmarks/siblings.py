@@ -33,7 +33,6 @@ from safetyheads import (
     plot_spectrum,
     plot_transfer,
     refusal_direction,
-    refusal_spectrum,
     select_direction,
     subspace_overlap,
     transfer_matrix,
@@ -43,7 +42,7 @@ from safetyheads.models.checkpoints import load_checkpoint
 from safetyheads.probes.directions.decomposition import VERSIONS, Place, Rows, shares
 from safetyheads.probes.directions.selection import Selection
 from safetyheads.probes.directions.sides import read_sides
-from safetyheads.probes.directions.spectrum import OUTLIERS, Resampling
+from safetyheads.probes.directions.spectrum import OUTLIERS, Resampling, spectrum_of
 from safetyheads.stats import percentile_interval, wilson_interval
 from safetyheads.training.examining import verdicts
 from safetyheads.training.ladder import Ladder, climb_ladder
@@ -116,17 +115,9 @@ class Experiment:
                 continue
             self.in_time()
             model = load_model(source)
-            spectrum = refusal_spectrum(
-                model,
-                self.pairs,
-                layers=LAYERS,
-                components=6,
-                resampling=DRAWS,
-                random_weights=False,
-                progress=False,
-            )
-            spectrum.save(folder / name)
             sides = read_sides(model, self.pairs, layers=LAYERS, progress=False)
+            made = spectrum_of(sides, components=6, resampling=DRAWS, progress=False)
+            made.save(folder / name)
             torch.save([sides.at(-1, layer) for layer in LAYERS], folder / f"{name}.pt")
             self.told(f"spectrum of {name}")
 
@@ -163,7 +154,7 @@ class Experiment:
                 {name: self.siblings[name]},
                 sources,
                 self.odd.limit(TRANSFERRED),
-                decoding=Decoding(6),
+                decoding=Decoding(12),
                 sides="harmful",
                 progress=False,
             )

@@ -187,8 +187,10 @@ along.conditions().round(3)
 # ## Does it carry over?
 #
 # Every source's direction on every target. A copy with random weights stands for a model to which
-# the direction means nothing; put siblings (models trained from this one) beside it. What differs
-# between two sources is tested prompt by prompt (McNemar).
+# the direction means nothing. Put siblings beside it (models trained from this one):
+# `smollm2-135m-ssft`, `-at` and `-lat` come with the package, and docs/siblings.md has what their
+# spectra say of the paper's claim about LAT. What differs between two sources is tested prompt by
+# prompt (McNemar).
 
 # %%
 targets = {model.name: model, "random weights": random_copy(model, seed=1)}

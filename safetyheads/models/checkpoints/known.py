@@ -46,6 +46,8 @@ KNOWN_MODELS: Mapping[str, KnownModel] = {
 
 KNOWN_SIBLINGS: Mapping[str, str] = {
     "smollm2-135m-ssft": "smollm2-135m-instruct",
+    "smollm2-135m-at": "smollm2-135m-instruct",
+    "smollm2-135m-lat": "smollm2-135m-instruct",
 }
 """The adapters that come with the package (`data/siblings`), and the known model that each goes on."""
 
