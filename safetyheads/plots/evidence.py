@@ -60,6 +60,7 @@ def plot_specificity(
     rest = about(tested)
     names = [escape(f"{human(a)}, {rest}" if rest else human(a), quote=False) for a in ablations]
     figure = make_subplots(cols=len(ablations), subplot_titles=names, horizontal_spacing=0.12)
+    figure.update_annotations(yshift=6, font=dict(size=13))
     shown: set[str] = set()
     for column, ablation in enumerate(ablations, 1):
         part = tested[tested["ablation"] == ablation].nsmallest(k, "rank")
@@ -146,6 +147,7 @@ def plot_power(
     figure = make_subplots(
         cols=2, subplot_titles=["Rank correlation", "Overlap of the top"], horizontal_spacing=0.13
     )
+    figure.update_annotations(yshift=8)
     top = 0
     for number, (name, table) in enumerate(named.items()):
         require_columns(table, POWER_COLUMNS, "power_curve(...)")

@@ -118,7 +118,7 @@ def plot_ladder(
         title=dict(text=_title(table), x=LEFT / width, y=1 - 14 / height, yanchor="top"),
         title_font=dict(size=16, color=DARK),
         legend=dict(below, x=0),
-        legend2=dict(below, x=places[2].left - 0.06),
+        legend2=dict(below, x=0.35),
         legend3=dict(below, x=places[3].left),
     )
     for made in notes:
