@@ -87,6 +87,7 @@ SAE = Sae(
 )
 NO_RESULT = {
     "HookedModel": "a model; its weights have a format of their own",
+    "Head": "a place, which its name says",
     "PromptSet": "what is asked, and kept as a file of prompts",
     "TokenBatch": "made anew from the prompts by the tokenizer",
     "Export": "says what was written; the folder is the result",
