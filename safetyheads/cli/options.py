@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from safetyheads.models.hooked import HookedModel
     from safetyheads.prompts import PromptSet
 
-DEMO_MODEL = "qwen2.5-coder-0.5b-instruct"
+DEMO_MODEL = "smollm2-135m-ssft"
 SMALL_MODEL = "smollm2-135m-instruct"
 ABLATIONS = ("undifferentiated_attention", "scaling_contribution", "zero", "mean", "resample")
 DEFAULT_ABLATIONS = ABLATIONS[:2]

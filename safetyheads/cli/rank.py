@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from safetyheads.ranking.study import Study
 
 DEMO_FOLDER = "safetyheads-demo"
-DEMO_LIMIT = 6  # pairs; with these the demo ends within three minutes on two cores
+DEMO_LIMIT = 6  # pairs
 METHODS = ("exact", "raced", "screened")
 ASKED = [  # what a study's file says, and no option beside it
     *("model", "prompts", "prompts_path", "harmless", "column", "label", "encoding"),
