@@ -16,7 +16,7 @@
 # From nothing to both published scatter figures (arXiv:2410.13708): ablate one attention head at a time, see how far
 # the next token's refusal moves, rank the heads by it, and look at harmless prompts before believing anything.
 #
-# The model has 135 million parameters and was taught to refuse (docs/siblings.md): it refuses 75 of 100 harmful prompts
+# The model has 135 million parameters and was taught to refuse (docs/siblings.md): it refuses 79 of 100 harmful prompts
 # that it never saw. About four minutes on two cores. `SAFETYHEADS_NOTEBOOK_MODEL` names another model,
 # `SAFETYHEADS_NOTEBOOK_PAIRS` another number of prompts.
 
