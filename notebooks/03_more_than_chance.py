@@ -94,12 +94,12 @@ plot_power({"scaling contribution": power_curve(ranking.harmful[0])})
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - On twelve pairs no head of this model passes: the first, L0H6, has the smallest p that twelve pairs allow, and
-#   q = 0.07 over 270 heads. The first cell says why: three heads would have had to share that p. Two more pairs, and
-#   one alone can pass.
-# - 15 heads rise above their own band of relabelled prompts, where 7 would by chance: some of them are real, and
+# - On twelve pairs three of 270 heads reach q ≤ 0.05; L0H6 leads the ranking among them (q = 0.04). The first cell says
+#   how near that is to what twelve pairs allow: three heads have to share the smallest p. And the model learnt on the
+#   harmful half of these prompts.
+# - 18 heads rise above their own band of relabelled prompts, where 7 would by chance: some of them are real, and
 #   this does not say which.
 # - Specificity says that a head matters more on harmful prompts than on their twins, not that it carries refusal.
-#   Notebook 04 asks for that: L0H6, L0H8 and L0H7 silent, the model refuses no less.
+#   Notebook 04 asks for that, and twenty answers do not show it for L0H6, L0H7 and L0H8.
 # - A head that leaves the band of its layer may simply have the largest output there.
-# - Halves of six pairs agree to 0.57 over all heads: read nothing into a rank.
+# - Halves of six pairs agree to 0.56 over all heads: read nothing into a rank.
