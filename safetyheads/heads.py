@@ -244,9 +244,12 @@ class HeadScores:
     def opposing(self, k: int = 10) -> "pandas.DataFrame":
         """The heads at the other end, whose loss moves the metric the other way: at most k, the strongest first.
 
-        They are rows of `to_frame`, with ranks counted from that end. Raises ValueError for a metric without a sign.
+        They are rows of `to_frame`, with ranks counted from that end. A screen's linear estimates may have the wrong sign,
+        and are left out; a race's are unbiased. Raises ValueError for a metric without a sign.
         """
         table = self.to_frame()
+        if self.audit is not None:
+            table = table[table["kind"] == "exact"]
         if not (table["score"] < 0).any() and self.largest_first:
             raise ValueError(
                 f"{self.metric} is never negative, so that no head opposes; take a metric with a sign, RefusalShift()"

@@ -37,15 +37,18 @@ def report(ranking: "Ranking", top: int, folder: Path, *, control: bool) -> None
         print(format_table(ranking.top(top)))
         if sign:
             print(f"\n{sign}")
-        for note in dict.fromkeys(q_notes(ranking)):
-            print(f"\n{note}")
+        for about_q in dict.fromkeys(q_notes(ranking)):
+            print(f"\n{about_q}")
         for scores in ranking.harmful:
             if (said := scores.audit or scores.race) is not None:
                 print(f"\n{scores.ablation}: {said}")
         for scores in ranking.harmful:
             if scores.largest_first or not len(other := scores.opposing(3)):
                 continue
-            named = ", ".join(f"{row.label} {row.score:+.3g}" for row in other.itertuples())
+            named = ", ".join(
+                f"{row.label} {'~' if row.kind == 'estimated' else ''}{row.score:+.3g}"
+                for row in other.itertuples()
+            )
             print(f"\n{scores.ablation}, the other way [{scores.unit}]: {named}")
         for scores, gate in zip(ranking.harmful, ranking.gates, strict=False):
             print(f"\n{scores.ablation}: {gate}")

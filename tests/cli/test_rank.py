@@ -22,7 +22,7 @@ from safetyheads.evidence.specificity import least_p
 from safetyheads.interventions.ablations import ABLATIONS, ResampleAblation
 from safetyheads.metrics import METRICS as KNOWN_METRICS
 from safetyheads.ranking.study import Study
-from safetyheads.screening.audit import Screened
+from safetyheads.screening.race import Raced
 from safetyheads.stats import permutation_p
 
 
@@ -181,11 +181,11 @@ def test_an_error_names_options(calls, capsys):
     )
 
 
-def test_the_demo_screens_a_model_that_refuses_on_the_builtin_prompts(calls, capsys):
+def test_the_demo_races_a_model_that_refuses_on_the_builtin_prompts(calls, capsys):
     assert main(["demo"]) == 0
     assert calls.load_model == {"x": DEMO_MODEL, "device": "cpu", "dtype": None}
     assert calls.load_prompts["x"] == "builtin"
-    assert (calls.rank["limit"], calls.rank["method"]) == (DEMO_LIMIT, Screened())
+    assert (calls.rank["limit"], calls.rank["method"]) == (DEMO_LIMIT, Raced())
     names = [type(ablation).__name__ for ablation in calls.rank["ablations"]]
     assert names == ["UndifferentiatedAttention", "ScalingContribution"]
     printed = capsys.readouterr().out
