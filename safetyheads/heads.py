@@ -244,8 +244,8 @@ class HeadScores:
     def opposing(self, k: int = 10) -> "pandas.DataFrame":
         """The heads at the other end, whose loss moves the metric the other way: at most k, the strongest first.
 
-        They are rows of `to_frame`, with ranks counted from that end. A screen's linear estimates may have the wrong sign,
-        and are left out; a race's are unbiased. Raises ValueError for a metric without a sign.
+        They are rows of `to_frame`, with ranks counted from that end. A screen's linear estimates may have the wrong
+        sign, and are left out; a race's are unbiased. Raises ValueError for a metric without a sign.
         """
         table = self.to_frame()
         if self.audit is not None:
