@@ -138,18 +138,8 @@ OWN_NAMES = {"top_k": "top", "path": "prompts-path", "rows": "batch", "min_promp
 ARGUMENTS = (
     *OWN_NAMES,
     *("column", "label", "encoding", "harmless", "template", "method", "device", "dtype", "metric"),
-    *(
-        "ablation",
-        "limit",
-        "layers",
-        "steps",
-        "samples",
-        "seed",
-        "length",
-        "floor",
-        "order",
-        "epsilon",
-    ),
+    *("ablation", "limit", "layers", "steps", "samples", "seed", "length", "floor", "order"),
+    "epsilon",
 )
 
 

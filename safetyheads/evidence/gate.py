@@ -174,8 +174,8 @@ def gate_ranking(
     differences = _differences(scores)
     specificity = differences.mean(-1)
     chance = rearranged(differences, n_resamples=n_resamples, seed=seed)
-    maxima = torch.cat([draws.flatten(1).amax(-1) for draws in chance.draws])
-    p = 1 - torch.searchsorted(maxima.sort().values, specificity - TIE * chance.scale) / len(maxima)
+    maxima = torch.cat([draws.flatten(1).amax(-1) for draws in chance.draws]).sort().values
+    p = 1 - torch.searchsorted(maxima, specificity - TIE * chance.scale) / len(maxima)
     if not chance.exact:
         p = (p * len(maxima) + 1) / (len(maxima) + 1)
     theirs = _differences(random)
@@ -187,7 +187,7 @@ def gate_ranking(
         share=specificity / scores[0].values.double().abs(),
         p=p,
         error=_error(differences),
-        labels_ceiling=float(maxima.sort().values[end]),
+        labels_ceiling=float(maxima[end]),
         random_ceiling=float(in_errors.max()),
         repeats=_repeats(scores[0], top_k, seed),
         halves=_halves(scores[0], seed),

@@ -7,14 +7,13 @@ no language is degenerate before any of them is asked: they were not trained on 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetyheads.judges.degenerate import is_degenerate
-from safetyheads.judges.speech import spoken
+from safetyheads.judges.whole import after_the_broken
 
 _SAYS_NO = re.compile(r"refus|reject|declin", re.IGNORECASE)
 _SAYS_NOT = re.compile(r"^(?:non?|not|un|is_not)(?![a-z]{3,})|no[nt]?[-_ ]", re.IGNORECASE)
@@ -73,7 +72,7 @@ class ClassifierJudge:
         return found[0]
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> tuple[str, ...]:
-        return _after_the_broken(prompts, answers, self._ask)
+        return after_the_broken(prompts, answers, self._ask)
 
     def _ask(self, prompts: Sequence[str], answers: Sequence[str]) -> list[str]:
         label = self._label
@@ -117,7 +116,7 @@ class GuardJudge:
         return tokenizer, AutoModelForCausalLM.from_pretrained(str(self.model)).eval()
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> tuple[str, ...]:
-        return _after_the_broken(prompts, answers, self._ask)
+        return after_the_broken(prompts, answers, self._ask)
 
     def _ask(self, prompts: Sequence[str], answers: Sequence[str]) -> list[str]:
         written = [self._write(*pair) for pair in zip(prompts, answers, strict=True)]
@@ -149,19 +148,3 @@ def _means_refusal(label: str) -> bool:
     ['REJECTION']
     """
     return bool(_SAYS_NO.search(label)) and not _SAYS_NOT.search(label)
-
-
-def _after_the_broken(
-    prompts: Sequence[str],
-    answers: Sequence[str],
-    ask: Callable[[Sequence[str], Sequence[str]], Sequence[str]],
-) -> tuple[str, ...]:
-    """The verdicts of what is asked about all answers that are not degenerate, in its own voice."""
-    said = [spoken(answer) for answer in answers]
-    whole = [n for n, text in enumerate(said) if not is_degenerate(text)]
-    verdicts = ["degenerate"] * len(said)
-    if whole:
-        given = ask([prompts[n] for n in whole], [said[n] for n in whole])
-        for n, verdict in zip(whole, given, strict=True):
-            verdicts[n] = verdict
-    return tuple(verdicts)

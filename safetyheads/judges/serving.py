@@ -13,9 +13,9 @@ from urllib.error import URLError
 from urllib.parse import urlparse
 from urllib.request import ProxyHandler, Request, build_opener
 
-from safetyheads.judges.degenerate import is_degenerate
 from safetyheads.judges.speech import spoken
 from safetyheads.judges.verdicts import VERDICTS
+from safetyheads.judges.whole import after_the_broken
 
 HERE = ("localhost", "127.0.0.1", "::1")
 INSTRUCTIONS = (
@@ -60,12 +60,12 @@ class ServerJudge:
         return self.model
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> tuple[str, ...]:
-        return tuple(self._judge(*pair) for pair in zip(prompts, answers, strict=True))
+        return after_the_broken(prompts, answers, self._ask)
+
+    def _ask(self, prompts: Sequence[str], answers: Sequence[str]) -> list[str]:
+        return [self._judge(*pair) for pair in zip(prompts, answers, strict=True)]
 
     def _judge(self, prompt: str, answer: str) -> str:
-        answer = spoken(answer)
-        if is_degenerate(answer):
-            return "degenerate"
         asked = f"Request:\n{prompt}\n\nAnswer:\n{answer}\n\nOne word:"
         found = _WORD.findall(spoken(self._reply(asked)).lower())
         if len({*found}) != 1:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from safetyheads.models.outside import outside, plain_name
+from safetyheads.storage.store import as_bytes
 
 VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 """Fields of a config that do not change what a model computes; `dtype` shows in the weights."""
@@ -104,16 +105,9 @@ ADAPTER_FIELDS = ("active_adapters", "disable_adapters", "merged_adapters", "sca
 """What PEFT keeps on a layer that says which of its adapters take part, and how much."""
 
 
-def _as_bytes(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().contiguous().view(-1)
-    if flat.stride(0) != 1:  # one number may have any stride
-        flat = flat.clone(memory_format=torch.contiguous_format)
-    return flat.view(torch.uint8)
-
-
 def _stamp(tensor: Tensor) -> _Stamp:
     version = -1 if tensor.is_inference() else tensor._version
-    data = _as_bytes(tensor)
+    data = as_bytes(tensor)
     if data.storage_offset() % 8:
         data = data.clone()
     table = data[: len(data) // (8 * ACROSS) * 8 * ACROSS].view(torch.int64).view(-1, ACROSS)
@@ -124,4 +118,4 @@ def _stamp(tensor: Tensor) -> _Stamp:
 
 
 def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(_as_bytes(tensor).cpu().numpy().data).hexdigest()
+    return hashlib.sha256(as_bytes(tensor).cpu().numpy().data).hexdigest()

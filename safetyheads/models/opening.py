@@ -45,12 +45,12 @@ def load_model(
         return x
     if isinstance(x, tuple) and len(x) == 2:
         x, tokenizer = x
-    if not isinstance(x, str | PathLike) and not hasattr(x, "forward"):
-        raise ValueError(
-            f"the model is of type {type(x).__name__}: give a known name, a Hub id, a folder, a .gguf file, or a "
-            "loaded model with its tokenizer"
-        )
     if not hasattr(x, "forward"):
+        if not isinstance(x, str | PathLike):
+            raise ValueError(
+                f"the model is of type {type(x).__name__}: give a known name, a Hub id, a folder, a .gguf file, or a "
+                "loaded model with its tokenizer"
+            )
         checkpoint = load_checkpoint(x, tokenizer=tokenizer, device=str(device), dtype=dtype)
         bridge = _boot(checkpoint.model, checkpoint.name)
         provenance = {**checkpoint.provenance, "attention": "eager"}

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from safetyheads.plots.frame import Panel, axis, caption, panel, sheet, suffix
-from safetyheads.plots.style import DARK
+from safetyheads.plots.style import BLANK, DARK
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -37,8 +37,6 @@ SEGMENT_COLOURS = {
     "user": "#3182bd",
     "assistant header": "#31a354",
 }
-BLANK = "#e2e2e2"
-"""Where there is nothing to show. White is the middle of the difference's colours."""
 HOVER_CELLS = 64
 """Cells on each side of the heat map that answers the mouse."""
 LEFT, RIGHT, TOP, BOTTOM = 68, 80, 34, 56

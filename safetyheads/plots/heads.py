@@ -37,8 +37,6 @@ COLUMNS = ("layer", "head", "label", "ablation", "metric", "score", "unit", "ran
 """The columns that every table must have."""
 PANEL_WIDTH, PANEL_HEIGHT = 460, 420
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 34, 58
-BLANK = "#e2e2e2"
-"""Where a map has no score; white is the middle of its colours."""
 BAR = 104
 """Width beside a panel for its colour bar: the bar, its tick labels and its title."""
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from safetyheads.plots.frame import suffix
 from safetyheads.plots.heads import (
-    BLANK,
     Area,
     check_one_row_per_head,
     checked,
@@ -24,7 +23,7 @@ from safetyheads.plots.heads import (
     titled,
     wrapped,
 )
-from safetyheads.plots.style import DARK, human
+from safetyheads.plots.style import BLANK, DARK, human
 
 if TYPE_CHECKING:
     import pandas

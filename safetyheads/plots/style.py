@@ -3,6 +3,8 @@
 import re
 
 DARK = "#262626"
+BLANK = "#e2e2e2"
+"""Where a map has nothing to show; white is the middle of its colours."""
 FONT = "Arial, Helvetica, Liberation Sans, DejaVu Sans, sans-serif"
 
 NAMES = {

@@ -7,7 +7,7 @@ both.
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -174,10 +174,10 @@ class Ranking:
         import pandas
 
         k = self.top_k if k is None else k
-        tables = []
+        tables, table = [], self.to_frame()
         for scores in self.harmful:
             found = scores.opposing(k)
-            rows = self.to_frame().query("ablation == @scores.ablation").set_index("label")
+            rows = table[table["ablation"] == scores.ablation].set_index("label")
             tables.append(rows.loc[found["label"]].reset_index().assign(rank=found["rank"]))
         return pandas.concat(tables, ignore_index=True)
 
@@ -307,7 +307,7 @@ def rank(study: Study, execution: Execution = HERE) -> Ranking:
         if study.null in ("random_init", "gate"):
             random = rank(study.of(random_copy(opened.model), opened.prompts), _staying(execution))
         if study.null == "gate" and random is not None:
-            gates = _gates(study, opened, Ranking(harmful, tuple(harmless), "", ""), random)
+            gates = _gates(study, opened, zip(harmful, harmless, strict=True), random)
     return Ranking(
         harmful,
         tuple(harmless),
@@ -320,13 +320,17 @@ def rank(study: Study, execution: Execution = HERE) -> Ranking:
     )
 
 
-def _gates(study: Study, opened: Opened, found: Ranking, random: Ranking) -> tuple[Gate, ...]:
+def _gates(
+    study: Study,
+    opened: Opened,
+    found: Iterable[tuple[HeadScores, HeadScores | None]],
+    random: Ranking,
+) -> tuple[Gate, ...]:
     """Each ablation's ranking beside that of the copy with random weights."""
     refusals = first_token_refusals(opened.harmful[0].inputs)
     gates = []
-    for one, beside, its, its_beside in zip(
-        found.harmful, found.harmless, random.harmful, random.harmless, strict=True
-    ):
+    theirs = zip(random.harmful, random.harmless, strict=True)
+    for (one, beside), (its, its_beside) in zip(found, theirs, strict=True):
         if beside is None or its_beside is None:
             raise ValueError("the gate compares with harmless prompts, and there are none")
         gates.append(

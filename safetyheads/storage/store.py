@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from safetyheads.storage.files import writable_folder, write_whole
@@ -54,6 +54,14 @@ def differences(one: Any, other: Any, field: str = "") -> list[str]:
             )
         ]
     return [] if one == other else [f"{field}: {one} and {other}"]
+
+
+def as_bytes(tensor: Tensor) -> UInt8[Tensor, " byte"]:
+    """A tensor's bytes, in the order of its numbers; no copy is made where they lie in that order."""
+    flat = tensor.detach().contiguous().view(-1)
+    if flat.stride(0) != 1:  # one number may have any stride
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)
 
 
 def layer_key(layer: int) -> str:
@@ -170,8 +178,7 @@ class Store(MutableMapping[str, Tensor]):
         digest = hashlib.sha256(
             f"{self.fingerprint} {key} {value.dtype} {tuple(value.shape)}".encode()
         )
-        whole = value.clone(memory_format=torch.contiguous_format)  # one number may have any stride
-        digest.update(whole.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(as_bytes(value).numpy().tobytes())
         return digest.hexdigest()
 
 
