@@ -149,7 +149,7 @@ def check_stable_regions(names, printed):
     assert "mirror" in printed
     assert names["ways"]["arc"].way == "Arc"
     assert len(names["planes"]) == 2
-    assert names["border"].log_odds.shape == (3, 31)
+    assert names["border"].log_odds.shape == (2, 31)
 
 
 def check_refusal_border(names, printed):
