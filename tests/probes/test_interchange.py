@@ -60,7 +60,7 @@ def test_swaps_agree_with_plain_passes(name):
             assert found.necessity.per_prompt[head][n].item() == pytest.approx(needed, abs=1e-5)
             assert found.sufficiency.per_prompt[head][n].item() == pytest.approx(enough, abs=1e-5)
     assert found.necessity.values.abs().max() > 1e-2
-    assert found.unmatched.tolist() == [2, 0, 0]
+    assert (found.unmatched.tolist(), found.unlent.tolist()) == ([2, 0, 0], [0, 2, 0])
 
 
 @pytest.mark.parametrize("lender", ["same_side", "stranger"])
