@@ -18,7 +18,9 @@
 # each step. In a trained model the output stays, jumps, and stays again; in one with random weights
 # it follows the walk in a straight line.
 #
-# On two cores this takes a few minutes; `SAFETYHEADS_NOTEBOOK_PROMPTS` sets how many walks.
+# And where, on the way from a harmless request to a harmful one, does a model that was taught to refuse begin to?
+#
+# About two minutes on two cores; `SAFETYHEADS_NOTEBOOK_PROMPTS` sets how many walks.
 
 # %%
 import functools
@@ -29,13 +31,16 @@ import pandas
 from safetyheads import (
     Arc,
     FixedSteps,
+    PromptSet,
     RandomDirection,
     load_model,
     load_prompts,
+    plot_border,
     plot_region_slices,
     plot_regions,
     plot_walks,
     random_copy,
+    refusal_border,
     slice_regions,
     stable_regions,
     text_windows,
@@ -43,6 +48,7 @@ from safetyheads import (
 )
 
 MODEL = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "smollm2-135m-instruct")
+REFUSING = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "smollm2-135m-ssft")
 COUNT = int(os.environ.get("SAFETYHEADS_NOTEBOOK_PROMPTS", "12"))
 model = load_model(MODEL)
 
@@ -111,6 +117,28 @@ planes = [
     slice_regions(which, three, points=12, template="bare") for which in (model, random_copy(model))
 ]
 plot_region_slices(planes, ["trained", "random weights"])
+
+# %% [markdown]
+# ## Is refusal such a region?
+#
+# A model that was taught to refuse (docs/siblings.md), and JailbreakBench's matched pairs, which it did not learn from.
+# Each harmless request's activation is walked into the harmful one's, before a middle layer and before a high one, and
+# the log-odds that the answer begins with a refusal are read. Notebook 10 asks which heads make the border.
+
+# %%
+refusing, every = load_model(REFUSING), load_prompts("jailbreakbench")
+rows = range(1, len(every), max(1, len(every) // 12))[:COUNT]
+sides = (tuple(side[n] for n in rows) for side in (every.harmful, every.harmless))
+pairs = PromptSet("every eighth pair", *sides, paired=True)
+layers = [refusing.n_layers // 2, 3 * refusing.n_layers // 4]
+borders = {f"layer {layer}": refusal_border(refusing, pairs, layer, steps=31) for layer in layers}
+print(*borders.values(), sep="\n")
+plot_border(pandas.concat([one.table().assign(at=at) for at, one in borders.items()]), group="at")
+
+# %%
+pandas.concat([one.table() for one in borders.values()]).groupby("layer")[
+    ["start", "end", "harmful", "crossing", "sharpness", "width"]
+].median().round(2)
 
 # %% [markdown]
 # ## What to conclude, and what not
