@@ -105,7 +105,7 @@ SETTINGS = {
         **{"pairs": 12, "first": 12, "ends": 0, "layer": 12, "longest": 44, "each": 12},
         harmful={JBB: slice(None), MALICIOUS: slice(1, None, 3), ADVBENCH: slice(None, None, 7)},
         harmless={SAFE: slice(None, None, 5)},
-        fewer={"mean": 6},
+        fewer={"mean": 6, "interchange": 6, "resample": 6},
     ),
     "sibling": Setting(
         "smollm2-135m-ssft",  # it learnt from AdvBench
