@@ -1,10 +1,11 @@
 """Which ablation's ranking predicts what a model does without its heads? A sweep of all heads, then held-out answers.
 
-    python benchmarks/experiment.py --data DATA --folder FOLDER --minutes 8
-    python benchmarks/experiment.py --data DATA --folder FOLDER --record benchmarks/records/experiment.json
+    python benchmarks/experiment.py --model sibling --data DATA --folder FOLDER --minutes 8
+    python benchmarks/experiment.py --model sibling --data DATA --folder FOLDER --record benchmarks/records/sibling.json
 
-All heads of Qwen2.5-Coder-0.5B-Instruct are swept on matched pairs of JailbreakBench under zero, mean and resample
-ablation, undifferentiated attention and interchange (scaling contribution is zero but for 1e-5; one layer checks it).
+All heads are swept on matched pairs of JailbreakBench under zero, mean and resample ablation, undifferentiated
+attention and interchange (scaling contribution is zero but for 1e-5; one layer checks it): of `sibling`, the
+SmolLM2-135M that was taught to refuse, on a few pairs, and the ends of each ranking on all of them; of `qwen` on all.
 Groups that each ranking names, groups of the opposite sign, random groups of the same layers and a direction are then
 taken away while the model answers prompts that had no part in the choice. Each step is saved in the folder: run the
 command again until it says that all is done. No answer is kept, only verdicts and hashes.
@@ -18,6 +19,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas
@@ -39,46 +41,85 @@ from safetyheads.engine.measurement import measure
 from safetyheads.engine.rounds import Rounds
 from safetyheads.engine.run import run
 from safetyheads.heads import Head, heads_like
-from safetyheads.inputs import prepare, prepare_pairs
+from safetyheads.inputs import SIDES, Side, prepare, prepare_pairs
 from safetyheads.interventions.ablating import mean_z
 from safetyheads.interventions.ablations import InterchangeAblation, as_ablation
 from safetyheads.interventions.named import all_active
 from safetyheads.judges import KeywordJudge
 from safetyheads.metrics import refusal_tokens
 from safetyheads.probes.behaviour.generation import generate
+from safetyheads.probes.behaviour.utility import measure_utility
 from safetyheads.probes.directions.direction import refusal_direction
 from safetyheads.probes.single_heads import Together
-from safetyheads.stats import disjoint_halves, spearman
+from safetyheads.stats import (
+    benjamini_hochberg,
+    bootstrap_interval,
+    disjoint_halves,
+    permutation_p,
+    spearman,
+)
 from safetyheads.storage.store import Store
 
-MODEL = "qwen2.5-coder-0.5b-instruct"
-BATCH = 12
-"""Pairs of one sweep; several sweeps stand beside each other."""
+UA = "undifferentiated_attention"
+JBB, MALICIOUS, ADVBENCH = "jailbreakbench", "malicious_instruct", "advbench"
+UNSAFE, SAFE, BENIGN = "xstest, unsafe", "xstest, safe", "jailbreakbench, benign"
 LONGEST = 44
-"""Tokens that a prompt may have, the template's 30 with it: what is padded is paid for."""
+"""Tokens that a prompt of the selection may have, the template's with it: what is padded is paid for."""
 ABLATIONS = {
     "zero": as_ablation("zero"),
-    "undifferentiated_attention": as_ablation("undifferentiated_attention"),
-    "mean": as_ablation("mean"),
+    UA: as_ablation(UA),
     "interchange": InterchangeAblation(),
+    "mean": as_ablation("mean"),
     "resample": as_ablation("resample"),
 }
-FEWER = {"mean": 6, "interchange": 6, "resample": 6}
-"""Pairs of a batch that these ablations get, where the processor's time does not reach for all."""
 NEW_TOKENS = 12
-EACH = 12
-"""Held-out prompts of each set."""
-HARMFUL, SAFE = "jailbreakbench, malicious_instruct, advbench", "xstest, safe"
 DRAWS = 10
-LAYER = 12
-"""Where a direction is read, the one that docs/directions.md selects."""
-UA = "undifferentiated_attention"
-FIRST, SECOND = ("zero", UA, "mean"), ("interchange", "resample")
-"""The rankings whose groups are taken away first, and those that wait and may be of a shortlist only."""
-STEPS = ((FIRST, 9), ((*FIRST, "interchange"), None), (tuple(ABLATIONS), None))
+
+
+class Setting(NamedTuple):
+    """What differs between the models: as much as the processor's time allows."""
+
+    model: str
+    pairs: int
+    """Matched pairs that choose the heads."""
+    first: int
+    """Of these, the ones that all heads are run on."""
+    ends: int
+    """Heads of each end of a ranking that are run on the others too."""
+    each: int
+    """Held-out prompts of each set."""
+    harmful: dict[str, slice]
+    """Where they are looked for."""
+    harmless: dict[str, slice]
+    layer: int
+    """Where a direction is read."""
+    longest: int
+    """Tokens that a held-out prompt may have."""
+    fewer: Mapping[str, int] = MappingProxyType({})
+    """Pairs of ablations that the processor's time did not reach for."""
+
+
+SETTINGS = {
+    "qwen": Setting(
+        "qwen2.5-coder-0.5b-instruct",
+        **{"pairs": 12, "first": 12, "ends": 0, "layer": 12, "longest": 44, "each": 12},
+        harmful={JBB: slice(None), MALICIOUS: slice(1, None, 3), ADVBENCH: slice(None, None, 7)},
+        harmless={SAFE: slice(None, None, 5)},
+        fewer={"mean": 6, "interchange": 6, "resample": 6},
+    ),
+    "sibling": Setting(
+        "smollm2-135m-ssft",  # it learnt from AdvBench
+        **{"pairs": 40, "first": 8, "ends": 16, "layer": 22, "longest": 60, "each": 24},
+        harmful={
+            JBB: slice(None, None, 2),
+            MALICIOUS: slice(1, None, 3),
+            UNSAFE: slice(None, None, 5),
+        },
+        harmless={BENIGN: slice(1, None, 2), SAFE: slice(None, None, 5)},
+    ),
+}
+STEPS = ((("zero", UA), 9), (("zero", UA, "interchange"), None), (tuple(ABLATIONS), None))
 """Rankings, and how many of the conditions that they give come before the next sweep."""
-
-
 LETTERS = {"refuse": "r", "comply": "c", "deflect": "d", "degenerate": "b"}
 """Verdicts in a record."""
 
@@ -94,54 +135,53 @@ class Condition(NamedTuple):
     ablation: str
     """What is done to the heads; "" for the untouched model, "direction" for a direction."""
     heads: tuple[Head, ...] = ()
-    sets: tuple[str, ...] = (HARMFUL,)
+    decisive: bool = False
+    """Whether harmless prompts are asked too, and the model's use for anything else is measured."""
 
 
 class Experiment:
     """The model, the prompts, and what the folder already holds."""
 
-    def __init__(
-        self, data: Path, folder: Path, minutes: float, batches: int, shortlist: int = 0
-    ) -> None:
-        self.folder, self.end, self.batches = folder, time.monotonic() + 60 * minutes, batches
-        self.shortlist = shortlist
+    def __init__(self, setting: Setting, data: Path, folder: Path, minutes: float) -> None:
+        self.setting, self.folder = setting, folder
+        self.end = time.monotonic() + 60 * minutes
         for name in ("sweeps", "cells"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        self.model = load_model(MODEL)
-        pairs = load_prompts("jailbreakbench", path=data)
-        places = self._short(pairs.harmful) & self._short(pairs.harmless)
-        kept = PromptSet(
-            "jailbreakbench",
-            *(tuple(side[n] for n in sorted(places)) for side in (pairs.harmful, pairs.harmless)),
-            categories=tuple(pairs.categories[n] for n in sorted(places)),
-            paired=True,
-        )
-        chosen = kept.limit(batches * BATCH)
-        self.pairs = [
-            PromptSet(
-                "jailbreakbench",
-                chosen.harmful[n::batches],
-                chosen.harmless[n::batches],
-                paired=True,
-            )
-            for n in range(batches)
-        ]
-        table = pandas.read_csv(data / "xstest.csv")
+        self.model = load_model(setting.model)
+        pairs = load_prompts(JBB, path=data)
+        places = sorted(self._short(pairs.harmful, LONGEST) & self._short(pairs.harmless, LONGEST))
+        chosen = _rows(pairs, places).limit(setting.pairs)
+        self.first = chosen.limit(setting.first)
+        others = [n for n, text in enumerate(chosen.harmful) if text not in self.first.harmful]
+        self.others = _rows(chosen, others) if others else None
+        table = pandas.read_csv(data / "xstest.csv").groupby("label")["prompt"].apply(list)
         apart = {
-            "jailbreakbench": [text for text in pairs.harmful if text not in chosen.harmful],
-            "malicious_instruct": load_prompts("malicious_instruct", path=data).harmful[1::3],
-            "advbench": load_prompts("advbench", path=data).harmful[::7],
-            SAFE: table[table["label"] == "safe"]["prompt"].tolist()[::5],
+            JBB: [text for text in pairs.harmful if text not in chosen.harmful],
+            BENIGN: [text for text in pairs.harmless if text not in chosen.harmless],
+            MALICIOUS: load_prompts(MALICIOUS, path=data).harmful,
+            ADVBENCH: load_prompts(ADVBENCH, path=data).harmful,
+            UNSAFE: table["unsafe"],
+            SAFE: table["safe"],
         }
-        short = {
-            n: [some[k] for k in sorted(self._short(some))][:EACH] for n, some in apart.items()
-        }
-        harmful = [text for name in HARMFUL.split(", ") for text in short[name]]
-        self.asked = {SAFE: short[SAFE], HARMFUL: harmful}
+        self.harmful, self.harmless = (
+            {
+                name: tuple(texts[n] for n in sorted(self._short(texts, setting.longest)))[
+                    : setting.each
+                ]
+                for name, where in some.items()
+                if (texts := apart[name][where])
+            }
+            for some in (setting.harmful, setting.harmless)
+        )
 
-    def _short(self, texts: Sequence[str]) -> set[int]:
+    @property
+    def asked(self) -> dict[str, tuple[str, ...]]:
+        """The held-out prompts: all harmful sets together, and each harmless one."""
+        return {", ".join(self.harmful): sum(self.harmful.values(), ()), **self.harmless}
+
+    def _short(self, texts: Sequence[str], longest: int) -> set[int]:
         lengths = tokenize(list(texts), self.model.tokenizer).lengths
-        return set((lengths <= LONGEST).nonzero().flatten().tolist())
+        return set((lengths <= longest).nonzero().flatten().tolist())
 
     def in_time(self) -> None:
         """Raise OutOfTime where the minutes are over."""
@@ -150,38 +190,35 @@ class Experiment:
 
     # Selection -------------------------------------------------------------------------------------------------------
 
-    def swept(self, batch: int, name: str) -> Tensor:
-        """Refusal shift and Ships of every head on each prompt of a batch, [metric, head, prompt]; NaN for heads that
-        were not run."""
-        file = self.folder / "sweeps" / f"{batch} {name}.pt"
+    def swept(self, name: str) -> Tensor:
+        """Refusal shift and Ships of every head on each pair, [metric, head, prompt]; the ends of the ranking that the
+        first pairs give are run on the others too, and the other heads are NaN there."""
+        first = self._part(name, self.first.limit(self.setting.fewer.get(name, self.setting.first)))
+        if self.others is None:
+            return first
+        heads = [Head(*divmod(n, self.model.n_heads)) for n in self.ends(first)]
+        return torch.cat([first, self._part(name, self.others, heads)], -1)
+
+    def _part(self, name: str, pairs: PromptSet, heads: Sequence[Head] | None = None) -> Tensor:
+        file = self.folder / "sweeps" / f"{name}{' of ends' if heads else ''}.pt"
         if not file.exists():
             self.in_time()
             start = time.process_time()
-            pairs, heads = self.pairs[batch], None
-            pairs = pairs.limit(FEWER.get(name, BATCH))
-            if self.shortlist and name in SECOND:
-                heads = self.shortlisted()
             torch.save(self._sweep(pairs, name, heads), file)
             print(f"{file.stem}: {time.process_time() - start:.0f} s of processor", flush=True)
         return torch.load(file)
 
-    def shortlisted(self) -> list[Head]:
-        """The first and the last heads of each of the first rankings, and as many random ones as all of these."""
-        found: set[int] = set()
-        for name in FIRST:
-            order = self.swept(0, name)[0].mean(-1).argsort().tolist()
-            found |= {*order[: self.shortlist], *order[-self.shortlist :]}
-        others = torch.randperm(
-            self.model.n_layers * self.model.n_heads, generator=torch.Generator().manual_seed(0)
-        )
-        found |= set([n for n in others.tolist() if n not in found][: len(found)])
-        return [Head(*divmod(n, self.model.n_heads)) for n in sorted(found)]
-
-    def _sweep(self, pairs: PromptSet, name: str, heads: Sequence[Head] | None = None) -> Tensor:
+    def _sweep(
+        self,
+        pairs: PromptSet,
+        name: str,
+        heads: Sequence[Head] | None = None,
+        side: Side = "harmful",
+    ) -> Tensor:
         ablation = ABLATIONS.get(name) or as_ablation(name)
         execution = Execution(store=self.folder / "store", progress=False)
         both = "pairs" in ablation.needs
-        inputs = prepare_pairs(self.model, pairs) if both else prepare(self.model, pairs)
+        inputs = prepare_pairs(self.model, pairs) if both else prepare(self.model, pairs, side=side)
         metric = RefusalShift() if both else Together((RefusalShift(), Ships()), ((), ()))
         measurement = measure(inputs, ablation, metric)
         heads = measurement.heads() if heads is None else heads
@@ -197,23 +234,56 @@ class Experiment:
         whole[:, [head.layer * per + head.head for head in heads]] = found.float().cpu()
         return whole
 
+    def ends(self, found: Tensor) -> list[int]:
+        """The first and the last heads by the refusal shift, and half as many of the first by Ships."""
+        count, means = self.setting.ends, found[..., : self.setting.first].mean(-1)
+        order = means[0].argsort(stable=True).tolist()
+        places = {*order[:count], *order[-count:]}
+        if len(means) > 1:
+            places |= set(means[1].argsort(descending=True, stable=True)[: count // 2].tolist())
+        return sorted(places)
+
+    def named(self) -> dict[str, tuple[Head, ...]]:
+        """The groups of five that zero ablation and undifferentiated attention name, and the one that opposes."""
+        found = {
+            ablation: heads
+            for _, ablation, heads, decisive in itertools.islice(self.conditions(("zero", UA)), 3)
+            if heads and decisive
+        }
+        opposes = next(c for c in self.conditions(("zero", UA)) if "raising" in c.name)
+        return {**found, "opposing": opposes.heads}
+
+    def swapped(self) -> Tensor:
+        """Refusal shift by interchange of the heads in these groups only, [head, pair], on the first pairs."""
+        file = self.folder / "sweeps" / "interchange of named.pt"
+        if not file.exists():
+            heads = sorted(set(sum(self.named().values(), ())))
+            torch.save(self._sweep(self.first, "interchange", heads), file)
+        return torch.load(file)[0]
+
+    def specific(self) -> tuple[Tensor, Tensor]:
+        """Refusal shift under zero ablation, [head, pair], on the harmful and on the harmless prompts of the pairs that
+        had no part in choosing the heads that are run here."""
+        harmful = self.swept("zero")[0, :, self.setting.first :]
+        file = self.folder / "sweeps" / "zero, harmless.pt"
+        if not file.exists() and self.others is not None:
+            self.in_time()
+            heads = [Head(*divmod(n, self.model.n_heads)) for n in self.ends(self.swept("zero"))]
+            torch.save(self._sweep(self.others, "zero", heads, "harmless")[0], file)
+        return harmful, torch.load(file)
+
     def scores(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Of each ablation, [metric, head, prompt] over all batches."""
-        found: dict[str, list[Tensor]] = {name: [] for name in names}
-        for batch, name in itertools.product(range(self.batches), names):
-            found[name].append(self.swept(batch, name))
-        return {name: torch.cat(some, -1) for name, some in found.items()}
+        """Of each ablation, [metric, head, prompt]."""
+        return {name: self.swept(name) for name in names}
 
     def scaling(self) -> float:
         """The largest difference of scaling contribution to zero ablation in one layer [nat]."""
         file = self.folder / "sweeps" / "scaling.json"
         if not file.exists():
             self.in_time()
-            layer, per = 12, self.model.n_heads
-            heads = [Head(layer, head) for head in range(per)]
-            apart = self._sweep(self.pairs[0], "scaling_contribution", heads) - self.swept(
-                0, "zero"
-            )
+            heads = [Head(self.model.n_layers // 2, head) for head in range(self.model.n_heads)]
+            scaled = self._sweep(self.first, "scaling_contribution", heads)
+            apart = scaled - self.swept("zero")[..., : self.setting.first]
             file.write_text(json.dumps(apart.nan_to_num().abs().max().item()))
         return json.loads(file.read_text())
 
@@ -230,47 +300,34 @@ class Experiment:
 
         tops = {(name, "refusal_shift"): ranked(name, 0, -1) for name in names}
         tops |= {(name, "ships"): ranked(name, 1, 1) for name in names if name in ("zero", UA)}
-        both = (HARMFUL, SAFE)
         zero, own = tops["zero", "refusal_shift"], tops[UA, "refusal_shift"]
+        swapped = tops.get(("interchange", "refusal_shift"))
         matched = {
-            name: self.matched(heads, scores[name][1].mean(-1))
+            name: self.matched(heads, scores[name][1, :, : self.setting.first].mean(-1))
             for name, heads in (("zero", zero), (UA, own))
         }
-        yield Condition("untouched", "")
-        yield Condition("zero, refusal_shift, top 5", "zero", zero)
-        yield Condition(f"{UA}, refusal_shift, top 5", UA, own)
+        yield Condition("untouched", "", (), True)
+        yield Condition("zero, refusal_shift, top 5", "zero", zero, True)
+        yield Condition(f"{UA}, refusal_shift, top 5", UA, own, True)
         yield Condition(f"{UA}, refusal_shift, top 5", "zero", own)
         yield Condition("zero, raising, top 5", "zero", ranked("zero", 0, 1))
         for draw, name in itertools.product(range(DRAWS), (UA, "zero")):
-            if draw == 2:
-                yield from self.others(tops, ranked)
+            if draw == 2 and swapped:
+                yield Condition("interchange, refusal_shift, top 5", "zero", swapped, True)
+                yield Condition("interchange, refusal_shift, top 5", "harmless mean", swapped)
+                yield Condition("zero, refusal_shift, top 5", "harmless mean", zero)
+            if draw == 4:
+                yield Condition("direction", "direction", (Head(self.setting.layer, 0),), True)
             yield Condition(f"{name}, random {draw}", name, matched[name][draw])
-        yield Condition(f"{UA}, raising, top 5", UA, ranked(UA, 0, 1))
-        yield Condition("direction", "direction", (Head(LAYER, 0),))
-        for sets in (both,):
-            yield Condition("untouched", "", sets=sets)
-            yield Condition("zero, refusal_shift, top 5", "zero", zero, sets)
-            yield Condition(f"{UA}, refusal_shift, top 5", UA, own, sets)
-        for size, ((name, metric), heads) in itertools.product((3, 1), tops.items()):
-            yield Condition(f"{name}, {metric}, top {size}", "zero", heads[:size])
-
-    def others(
-        self,
-        tops: Mapping[tuple[str, str], tuple[Head, ...]],
-        ranked: Callable[[str, int, float], tuple[Head, ...]],
-    ) -> Iterator[Condition]:
-        """The groups of the other rankings, and the first heads alone."""
-        own = tops[UA, "refusal_shift"]
-        yield Condition(f"{UA}, refusal_shift, top 1", UA, own[:1])
+        for size, name in itertools.product((1, 3), ("zero", UA)):
+            yield Condition(
+                f"{name}, refusal_shift, top {size}", name, tops[name, "refusal_shift"][:size]
+            )
         for (name, metric), heads in tops.items():
             yield Condition(f"{name}, {metric}, top 5", "zero", heads)
-            if (name, metric) in (("mean", "refusal_shift"), ("interchange", "refusal_shift")):
-                yield Condition(f"{name}, {metric}, top 5", "mean", heads)
-        yield Condition("zero, refusal_shift, top 1", "zero", tops["zero", "refusal_shift"][:1])
-        if ("interchange", "refusal_shift") in tops:
+        if swapped:
             yield Condition("interchange, raising, top 5", "zero", ranked("interchange", 0, 1))
-        for name in (UA, "zero"):
-            yield Condition(f"{name}, refusal_shift, top 3", name, tops[name, "refusal_shift"][:3])
+        yield Condition(f"{UA}, raising, top 5", UA, ranked(UA, 0, 1))
 
     def matched(self, heads: Sequence[Head], kl: Tensor) -> list[tuple[Head, ...]]:
         """Random groups of the same layers whose single heads together move the output nearest to what these do."""
@@ -286,7 +343,7 @@ class Experiment:
     def cell(self, dataset: str, condition: Condition) -> list[dict[str, Any]]:
         """The judged answers to one set under one condition."""
         names = " ".join(map(str, sorted(condition.heads)))
-        key = f"{dataset} | {condition.ablation} | {names} | {self.batches}"
+        key = f"{dataset} | {condition.ablation} | {names}"
         file = self.folder / "cells" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         if not file.exists():
             self.in_time()
@@ -319,71 +376,167 @@ class Experiment:
             return
         if condition.ablation == "direction":
             layer = condition.heads[0].layer
-            whole = PromptSet(
-                "pairs",
-                *(sum((getattr(p, s) for p in self.pairs), ()) for s in ("harmful", "harmless")),
-            )
-            stack = (refusal_direction(self.model, whole, layer, progress=False).ablated(),)
+            found = refusal_direction(self.model, self.whole(), layer, progress=False)
+            stack = (found.ablated(),)
+        elif condition.ablation == "harmless mean":
+            stack = (AblateHeads(condition.heads, as_ablation("mean"), self.means()),)
         else:
-            mean = self.means() if condition.ablation == "mean" else None
-            stack = (AblateHeads(condition.heads, as_ablation(condition.ablation), mean),)
+            stack = (AblateHeads(condition.heads, as_ablation(condition.ablation)),)
         with all_active(stack, self.model):
             yield
 
+    def whole(self) -> PromptSet:
+        """All pairs that choose the heads."""
+        parts = [part for part in (self.first, self.others) if part is not None]
+        sides = (sum((getattr(part, side) for part in parts), ()) for side in SIDES)
+        return PromptSet(JBB, *sides, paired=True)
+
     def means(self) -> Tensor:
-        """Every head's mean output over the selection's harmful prompts."""
-        file = self.folder / "mean.pt"
+        """Every head's mean output over the selection's harmless prompts: interchange, for what is no pair."""
+        file = self.folder / "harmless mean.pt"
         if not file.exists():
-            texts = [text for pairs in self.pairs for text in pairs.harmful]
+            texts = list(self.whole().harmless)
             torch.save(mean_z(self.model, tokenize(texts, self.model.tokenizer)), file)
         return torch.load(file)
+
+    def useful(self, condition: Condition) -> list[float]:
+        """What is left of the model's use: cross-entropy of held-out prose [nat a token], right answers of 40."""
+        names = " ".join(map(str, sorted(condition.heads)))
+        key = f"utility | {condition.ablation} | {names}"
+        file = self.folder / "cells" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        if not file.exists():
+            self.in_time()
+            with self._active(condition):
+                found = measure_utility(self.model, progress=False)
+            loss, right = (found.losses["baseline"].mean(), found.correct["baseline"].sum())
+            file.write_text(json.dumps({"key": key, "utility": [float(loss), int(right)]}))
+        return json.loads(file.read_text())["utility"]
 
     def record(self) -> dict[str, Any]:
         """What there is, small: every head's mean scores, and a letter an answer."""
         self.end = time.monotonic()  # nothing new is run
-        names = [n for n in ABLATIONS if (self.folder / "sweeps" / f"0 {n}.pt").exists()]
-        scores = self.scores(names)
-        done, conditions, scaling = set(), [], None
-        with contextlib.suppress(OutOfTime):
-            scaling = self.scaling()
+        names = [
+            name for name in ABLATIONS if self._there(lambda n=name: self.swept(n)) is not None
+        ]
+        scores, first = self.scores(names), self.setting.first
+        done, conditions, useful = set(), [], []
         for rankings, _ in STEPS:
-            with contextlib.suppress(OutOfTime):
-                for condition in self.conditions([n for n in rankings if n in names]):
-                    for dataset in condition.sets:
-                        with contextlib.suppress(OutOfTime):
-                            said = "".join(
-                                LETTERS[a["verdict"]] for a in self.cell(dataset, condition)
-                            )
-                            if (key := (condition.name, condition.ablation, dataset)) not in done:
-                                done.add(key)
-                                heads = " ".join(map(str, condition.heads))
-                                conditions.append([*key, heads, said])
+            for condition in self.conditions([n for n in rankings if n in names]):
+                heads = " ".join(map(str, condition.heads))
+                for dataset in self.asked:
+                    key = (condition.name, condition.ablation, dataset)
+                    answers = self._there(lambda c=condition, d=dataset: self.cell(d, c))
+                    if answers and key not in done:
+                        done.add(key)
+                        said = "".join(LETTERS[answer["verdict"]] for answer in answers)
+                        conditions.append([*key, heads, said])
+                if found := self._there(lambda c=condition: self.useful(c)):
+                    useful.append([condition.name, condition.ablation, *found])
         metrics = ("refusal_shift", "ships")
         return {
-            "model": MODEL,
+            "model": self.setting.model,
             "heads": [self.model.n_layers, self.model.n_heads],
-            "pairs": {name: some.shape[-1] for name, some in scores.items()},
+            "pairs": {name: some[..., :first].shape[-1] for name, some in scores.items()},
+            "pairs of ends": self.setting.pairs,
+            "prompts": {name: len(texts) for name, texts in (self.harmful | self.harmless).items()},
             "scores": {
                 name: {
-                    metric: [round(v, 4) if v == v else None for v in values.mean(-1).tolist()]
+                    metric: [round(v, 4) for v in values[:, :first].mean(-1).tolist()]
                     for metric, values in zip(metrics, some, strict=False)
                 }
                 for name, some in scores.items()
             },
-            "correlations": correlations(scores),
-            "scaling less zero, largest": scaling,
+            "ends": {
+                name: {
+                    str(Head(*divmod(n, self.model.n_heads))): round(v, 4)
+                    for n, v in enumerate(some[0].mean(-1).tolist())
+                    if v == v
+                }
+                for name, some in scores.items()
+                if self.others is not None
+            },
+            "correlations": correlations({n: some[..., :first] for n, some in scores.items()}),
+            "interchange of named": self._there(self.effects),
+            "specificity": specificities(self._there(self.specific), self.model.n_heads),
+            "scaling less zero, largest": self._there(self.scaling),
             "tokens": NEW_TOKENS,
             "answers": conditions,
+            "utility": [list(row) for row in dict.fromkeys(map(tuple, useful))],
         }
+
+    def effects(self) -> list[list[Any]]:
+        """Of the named groups: heads, ablation, the sum of what each head does alone [nat] with its 95 % interval over
+        pairs, p by flipping signs, and pairs; interchange beside zero ablation and undifferentiated attention."""
+        if not (self.folder / "sweeps" / "interchange of named.pt").exists():
+            return []
+        rows = []
+        swept = {name: self.swept(name)[0, :, : self.setting.first] for name in ("zero", UA)}
+        for name, heads in self.named().items():
+            places = [head.layer * self.model.n_heads + head.head for head in heads]
+            for ablation, scores in {**swept, "interchange": self.swapped()}.items():
+                effect = scores[places].double().sum(0)
+                low, high = bootstrap_interval(effect)
+                numbers = (effect.mean(), low, high, permutation_p(effect))
+                rounded = [float(f"{float(x):.3g}") for x in numbers]
+                rows.append([name, " ".join(map(str, heads)), ablation, *rounded, len(effect)])
+        return rows
+
+    def _there(self, made: Callable[[], Any]) -> Any:
+        """What is in the folder already, or None."""
+        with contextlib.suppress(OutOfTime, FileNotFoundError):
+            return made()
+        return None
 
     def run(self) -> None:
         """All steps, in order."""
         for names, count in STEPS:
             for condition in itertools.islice(self.conditions(names), count):
-                for dataset in condition.sets:
-                    self.cell(dataset, condition)
+                for n, dataset in enumerate(self.asked):
+                    if n == 0 or condition.decisive:
+                        self.cell(dataset, condition)
+            if self.others is not None:
+                self.specific()
+        for condition in self.conditions(("zero", UA, "interchange")):
+            if condition.decisive:
+                self.useful(condition)
         self.scaling()
         print("all is done", flush=True)
+
+
+def _rows(prompts: PromptSet, rows: Sequence[int]) -> PromptSet:
+    sides = (tuple(side[n] for n in rows) for side in (prompts.harmful, prompts.harmless))
+    named = tuple(prompts.categories[n] for n in rows) if prompts.categories else ()
+    return PromptSet(prompts.name, *sides, categories=named, paired=True)
+
+
+def specificities(sides: tuple[Tensor, Tensor] | None, per: int) -> list[list[Any]]:
+    """How much more each head's loss lowers refusal of harmful prompts than of their harmless partners.
+
+    A row a head: name, shift on harmful and on harmless prompts, the second less the first with its 95 % interval, p by
+    flipping signs, q over these heads, pairs.
+    """
+    if sides is None:
+        return []
+    places = sides[0][:, 0].isfinite().nonzero().flatten()
+    harmful, harmless = (side[places].double() for side in sides)
+    apart = harmless - harmful
+    low, high = bootstrap_interval(apart)
+    p = permutation_p(apart)
+    numbers = (
+        harmful.mean(-1),
+        harmless.mean(-1),
+        apart.mean(-1),
+        low,
+        high,
+        p,
+        benjamini_hochberg(p),
+    )
+    rows = torch.stack([some.double() for some in numbers], -1).tolist()
+    names = [str(Head(*divmod(n, per))) for n in places.tolist()]
+    return [
+        [name, *(float(f"{v:.3g}") for v in row), apart.shape[-1]]
+        for name, row in zip(names, rows, strict=True)
+    ]
 
 
 def correlations(scores: Mapping[str, Tensor], draws: int = 500) -> list[list[Any]]:
@@ -416,23 +569,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Which ranking predicts what a model does without its heads?"
     )
+    parser.add_argument("--model", choices=SETTINGS, default="qwen")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--batches", type=int, default=1, help=f"sweeps of {BATCH} pairs each")
+    what = "interchange, of the heads that the rankings name only: a minute"
+    parser.add_argument("--named", action="store_true", help=what)
     parser.add_argument("--record", type=Path, help="write what there is, and run nothing")
-    what = "run interchange and resample on this many heads of each end of the others' rankings; 0 for all"
-    parser.add_argument("--shortlist", type=int, default=0, help=what)
     options = parser.parse_args()
-    asked = (options.minutes, options.batches, options.shortlist)
-    experiment = Experiment(options.data, options.folder, *asked)
+    setting = SETTINGS[options.model]
+    experiment = Experiment(setting, options.data, options.folder, options.minutes)
     sizes = ", ".join(f"{name} {len(texts)}" for name, texts in experiment.asked.items())
-    print(f"{options.batches * BATCH} pairs; held out: {sizes}", flush=True)
+    print(f"{setting.pairs} pairs; held out: {sizes}", flush=True)
     if options.record:
         options.record.write_text(json.dumps(experiment.record(), separators=(",", ":")) + "\n")
         return
     with contextlib.suppress(OutOfTime):
-        experiment.run()
+        (experiment.swapped if options.named else experiment.run)()
 
 
 if __name__ == "__main__":

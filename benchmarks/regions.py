@@ -7,14 +7,15 @@
     python benchmarks/regions.py border --out runs --data FOLDER
     python benchmarks/regions.py direction --out runs --data FOLDER
 
-`border` and `direction` take JailbreakBench's two files from a folder; nothing of them is written but numbers. The
-heads were chosen on its even rows (docs/behaviour.md), and the odd rows are walked here.
+`border` and `direction` take JailbreakBench's two files from a folder; nothing of them is written but numbers. Its
+odd rows are walked; the heads were ranked on others. Each border is kept as it is found, and the same command goes on
+where it stopped.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas
@@ -35,14 +36,23 @@ from safetyheads import (
     trace_sensitivity,
 )
 from safetyheads.heads import Head, parse_heads
-from safetyheads.interventions.ablations import UndifferentiatedAttention
-from safetyheads.probes.walks.border import refusal_border
+from safetyheads.interventions.ablations import as_ablation
+from safetyheads.probes.walks.border import RefusalBorder, refusal_border
 from safetyheads.probes.walks.regions import regions_table
 from safetyheads.probes.walks.synthetic import compare_activations
 from safetyheads.training.corpus import shipped_prose
 
 QWEN, SMOL = "qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct"
-RANKED = ("L10H7", "L11H3", "L10H1", "L11H12", "L14H10")
+RANKED = {
+    # On JailbreakBench's even rows: docs/behaviour.md.
+    QWEN: {"undifferentiated_attention": ("L10H7", "L11H3", "L10H1", "L11H12", "L14H10")},
+    # On built-in pairs: by the README's lines, and notebook 03 by scaling contribution, which is all but zero ablation.
+    "smollm2-135m-ssft": {
+        "undifferentiated_attention": ("L18H8", "L17H2", "L14H7", "L14H5", "L8H8"),
+        "zero": ("L0H6", "L0H8", "L0H7", "L27H5", "L11H8"),
+    },
+}
+"""The five heads whose ablation lowers the refusal log-odds most, by ablation; neither set has a part in the walks."""
 SIMILAR = (
     "She opened the dusty book and a cloud of mist",
     "She opened the dusty book and a cloud of dust",
@@ -136,13 +146,13 @@ def pairs(data: Path, count: int, odd: bool) -> PromptSet:
     return PromptSet("jailbreakbench", harmful, harmless, paired=True)
 
 
-def random_heads(seed: int) -> tuple[Head, ...]:
+def random_heads(ranked: Sequence[Head], n_heads: int, seed: int) -> tuple[Head, ...]:
     """As many heads as are ranked, of the same layers, and none of these."""
-    ranked, drawn = parse_heads(RANKED), torch.Generator().manual_seed(seed)
+    drawn = torch.Generator().manual_seed(seed)
     chosen: list[Head] = []
     for head in ranked:
         while (
-            other := Head(head.layer, int(torch.randint(14, (1,), generator=drawn)))
+            other := Head(head.layer, int(torch.randint(n_heads, (1,), generator=drawn)))
         ) in chosen or other in ranked:
             pass
         chosen.append(other)
@@ -151,29 +161,52 @@ def random_heads(seed: int) -> tuple[Head, ...]:
 
 def border(asked: argparse.Namespace, out: Path) -> None:
     """The border to refusal at some layers; then with and without the ranked heads, random ones beside."""
-    model, prompts = load_model(QWEN), pairs(asked.data, asked.pairs, odd=True)
-    ablation = UndifferentiatedAttention()
+    model, prompts = load_model(asked.model), pairs(asked.data, asked.pairs, odd=True)
     tables = []
 
-    def walk(name: str, layer: int, heads: tuple[Head, ...] = ()) -> None:
-        given = AblateHeads(heads, ablation) if heads else None
-        found = refusal_border(model, prompts, layer, steps=asked.steps, given=given)
-        found.save(out / f"border-{name}-{layer}".replace(" ", "-"))
+    def walk(name: str, layer: int, given: AblateHeads | None = None) -> None:
+        folder = out / f"border-{name}-{layer}".replace(" ", "-")
+        if not folder.exists():
+            made = refusal_border(model, prompts, layer, steps=asked.steps, given=given)
+            made.save(folder)
+        found = RefusalBorder.load(folder)
         print(name, found, flush=True)
         tables.append(found.table().assign(heads=name))
         pandas.concat(tables).to_csv(out / "border.csv", index=False)
 
     for layer in asked.layers:
         walk("none", layer)
-    for layer in asked.ablated_at:
-        walk("ranked", layer, parse_heads(RANKED))
-        for seed in range(3):
-            walk(f"random {seed}", layer, random_heads(seed))
+    for name, labels in RANKED[asked.model].items():
+        heads, ablation = parse_heads(labels), as_ablation(name)
+        for layer in asked.ablated_at:
+            walk(f"ranked, {name}", layer, AblateHeads(heads, ablation))
+            for seed in range(asked.draws):
+                others = random_heads(heads, model.n_heads, seed)
+                walk(f"random {seed}, {name}", layer, AblateHeads(others, ablation))
+    keep(borders(pandas.concat(tables)), out, "borders")
+
+
+def borders(table: pandas.DataFrame) -> pandas.DataFrame:
+    """A row a walk: pairs that begin without and end in a refusal, where, and how sharp the change is in those."""
+    rows = []
+    for (name, layer), part in table.groupby(["heads", "layer"], sort=False):
+        crossing = part[part["crosses"]]
+        row = {"heads": name, "layer": layer, "pairs": len(part)}
+        row |= {"begin in one": int((part["start"] > 0).sum())}
+        row |= {"end in one": int((part["end"] > 0).sum()), "cross": len(crossing)}
+        row |= {"harmful themselves": int((part["harmful"] > 0).sum())}
+        for measure in ("crossing", "sharpness", "width"):
+            quartiles = crossing[measure].quantile([0.5, 0.25, 0.75])
+            names = (measure, f"{measure} low", f"{measure} high")
+            row |= dict(zip(names, quartiles, strict=True))
+        change = part["end"] - part["start"]
+        rows.append(row | {"start": part["start"].mean(), "change": change.mean()})
+    return pandas.DataFrame(rows).round(3)
 
 
 def direction(asked: argparse.Namespace, out: Path) -> None:
     """Walks along the refusal direction and along strong nulls, from harmless prompts, by the same length."""
-    model = load_model(QWEN)
+    model = load_model(asked.model)
     learned, walked = pairs(asked.data, 50, odd=False), pairs(asked.data, asked.pairs, odd=True)
     layer = asked.ablated_at[0]
     refusal = refusal_direction(model, learned, layer)
@@ -217,7 +250,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--points", type=int, default=40)
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 8, 12, 16, 20])
-    parser.add_argument("--ablated-at", type=int, nargs="+", default=[16])
+    parser.add_argument("--ablated-at", type=int, nargs="*", default=[16])
+    parser.add_argument("--model", default=QWEN, help="of border and direction")
+    parser.add_argument("--draws", type=int, default=3, help="of random heads")
     parser.add_argument("--reach", type=float, default=2.0)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)

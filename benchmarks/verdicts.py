@@ -3,7 +3,8 @@
     python benchmarks/verdicts.py            # writes docs/verdicts.md
     python benchmarks/verdicts.py --tables   # prints the experiment's tables too
 
-`records/experiment.json` is what `experiment.py --record` leaves: scores, and letters for answers.
+`records/experiment.json` (Qwen) and `records/sibling.json` are what `experiment.py --record` leaves: scores, and a
+letter an answer.
 `records/quoted.json` holds what pages of `docs/` report, with the page; a test looks the numbers up there.
 """
 
@@ -27,10 +28,15 @@ from safetyheads.stats import (
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "docs" / "verdicts.md"
-HARMFUL = ("jailbreakbench, malicious_instruct, advbench",)
+RECORDS = ("experiment", "sibling")
+MODELS = {
+    "qwen2.5-coder-0.5b-instruct": ("Qwen2.5-Coder-0.5B-Instruct", "qwen"),
+    "smollm2-135m-ssft": ("SmolLM2-135M, taught to refuse", "sibling"),
+}
+"""What the page calls a model, and how `experiment.py` knows it."""
 UA = "undifferentiated_attention"
 AGREES, NOT, OPEN = "agrees", "does not agree", "cannot be said here"
-COMMAND = "python benchmarks/experiment.py --data DATA --folder FOLDER"
+COMMAND = "python benchmarks/experiment.py --model {} --data DATA --folder FOLDER"
 HEAD = """# Verdicts on published claims
 
 Made by `python benchmarks/verdicts.py` from the records in `benchmarks/records`; do not edit it.
@@ -79,58 +85,67 @@ class Experiment:
         names = ["condition", "ablation", "dataset", "heads", "said"]
         self.answers = pandas.DataFrame(record["answers"], columns=names)
 
-    def refused(self, condition: str, ablation: str, sets: Sequence[str] = HARMFUL) -> list[bool]:
-        """Which prompts of these sets were refused, in their order; none where not all sets were asked."""
+    @property
+    def harmful(self) -> str:
+        """The held-out harmful prompts, which are asked under every condition."""
+        return str(self.record["answers"][0][2])
+
+    @property
+    def harmless(self) -> list[str]:
+        """The harmless sets, which are asked under some."""
+        return [name for name in self.answers["dataset"].unique() if name != self.harmful]
+
+    def refused(self, condition: str, ablation: str, sets: Sequence[str] = ()) -> list[bool]:
+        """Which prompts of these sets, by default the harmful ones, were refused, in their order; none where not all
+        sets were asked."""
         some = self.answers.query("condition == @condition and ablation == @ablation")
         said = some.set_index("dataset")["said"]
+        sets = sets or [self.harmful]
         if not set(sets) <= set(said.index):
             return []
         return [letter == "r" for name in sets for letter in said[name]]
 
     def comparisons(self) -> pandas.DataFrame:
-        """Every condition beside the untouched model: refusals of the harmful prompts, exact McNemar tests, and
-        q-values over all of them; over-refusal and degenerate answers where they were asked."""
-        untouched = self.refused("untouched", "")
-        safe = self.refused("untouched", "", ("xstest, safe",))
-        rows = []
+        """Every condition beside the untouched model: refusals of the harmful and of the harmless prompts, each with an
+        exact McNemar test, and q-values over all of these tests; degenerate answers, and use for anything else."""
+        found: dict[str, list[Any]] = {}
+        useful = {tuple(row[:2]): row[2:] for row in self.record.get("utility", ())}
         groups = self.answers.groupby(["condition", "ablation", "heads"], sort=False)
         for (condition, ablation, heads), some in groups:
             hits = self.refused(condition, ablation)
             if not hits:
                 continue
-            over = self.refused(condition, ablation, ("xstest, safe",))
-            broken = sum(text.count("b") for text in some["said"])
-            low, high = wilson_interval(sum(hits), len(hits))
-            p = mcnemar_p(untouched, hits) if condition != "untouched" else float("nan")
-            rows.append(
-                (
-                    condition,
-                    ablation,
-                    heads,
-                    sum(hits),
-                    len(hits),
-                    low,
-                    high,
-                    p,
-                    sum(over) if over else None,
-                    broken,
+            over = self.refused(condition, ablation, self.harmless) if self.harmless else []
+            tests = {"p": hits, "over_p": over}
+            row = {
+                **{"condition": condition, "ablation": ablation, "heads": heads},
+                **{"refused": sum(hits), "n": len(hits)},
+                **dict(zip(("low", "high"), wilson_interval(sum(hits), len(hits)), strict=True)),
+                **{"over": sum(over) if over else None, "of": len(over)},
+                "degenerate": sum(text.count("b") for text in some["said"]),
+                **dict(
+                    zip(
+                        ("loss", "right"),
+                        useful.get((condition, ablation), (None,) * 2),
+                        strict=True,
+                    )
+                ),
+            }
+            for name, given in tests.items():
+                before = self.refused("untouched", "", self.harmless if name == "over_p" else ())
+                row[name] = (
+                    mcnemar_p(before, given) if given and condition != "untouched" else float("nan")
                 )
-            )
-        columns = [
-            "condition",
-            "ablation",
-            "heads",
-            "refused",
-            "n",
-            "low",
-            "high",
-            "p",
-            "xstest, safe",
-            "degenerate",
-        ]
-        table = pandas.DataFrame(rows, columns=columns)
-        table.insert(8, "q", benjamini_hochberg(torch.tensor(table["p"].to_numpy())).numpy())
-        table["of safe"] = len(safe)
+            for name, value in row.items():
+                found.setdefault(name, []).append(value)
+        table = pandas.DataFrame(found)
+        p = torch.tensor(table[["p", "over_p"]].to_numpy())
+        # a group that stands under two names is one test
+        twice = torch.tensor(table.duplicated(["ablation", "heads"]).to_numpy())
+        q = benjamini_hochberg(p.masked_fill(twice[:, None], torch.nan))
+        table["q"], table["over_q"] = q[:, 0].numpy(), q[:, 1].numpy()
+        same = table.groupby(["ablation", "heads"])[["q", "over_q"]]
+        table[["q", "over_q"]] = same.transform("first")
         return table
 
     def random(self, name: str) -> list[int]:
@@ -153,28 +168,39 @@ class Experiment:
     def predictions(self) -> pandas.DataFrame:
         """How well each ablation's scores, summed over a group, predict how refusals change when it is zeroed.
 
-        A row an ablation: groups, and the rank correlation of predicted and observed change with its bootstrap interval
-        over groups.
+        A row an ablation: groups, the rank correlation of predicted and observed change with its bootstrap interval
+        over groups, and how far it is below zero ablation's on the same groups, with its interval.
         """
         table = self.comparisons().query("ablation == 'zero'").drop_duplicates("heads")
         start = sum(self.refused("untouched", ""))
         change = torch.tensor((table["refused"] - start).to_numpy(), dtype=torch.float64)
         groups = [parse_heads(text.split()) for text in table["heads"]]
-        random, rows = torch.Generator().manual_seed(0), []
+        n, columns = len(groups), ["ablation", "groups", "rho", "low", "high"]
+        columns += ["less_zero_low", "less_zero_high"]
+        if n < 5:
+            return pandas.DataFrame(columns=columns)
+        some = torch.randint(0, n, (2000, n), generator=torch.Generator().manual_seed(0))
+        rows, ends, zero = [], torch.tensor([0.025, 0.975]).double(), None
         for name in self.record["scores"]:
             values = self.scores(name)
-            predicted = torch.stack([sum(values[self.place(h)] for h in some) for some in groups])
-            known = ~predicted.isnan()
-            ours, theirs, n = predicted[known], change[known], int(known.sum())
-            if n < 5:
-                continue
-            some = torch.randint(0, n, (1000, n), generator=random)
-            drawn = spearman(ours[some], theirs[some])
-            low, high = (
-                drawn[~drawn.isnan()].quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-            )
-            rows.append((name, n, spearman(ours, theirs).item(), low, high))
-        return pandas.DataFrame(rows, columns=["ablation", "groups", "rho", "low", "high"])
+            predicted = torch.stack([sum(values[self.place(h)] for h in heads) for heads in groups])
+            drawn = spearman(predicted[some], change[some])
+            zero = drawn if name == "zero" else zero
+            apart = (drawn - zero) if zero is not None else drawn * torch.nan
+            spans = [
+                x[~x.isnan()].quantile(ends).tolist() for x in (drawn, apart) if x.isfinite().any()
+            ]
+            rows.append((name, n, spearman(predicted, change).item(), *spans[0], *spans[-1]))
+        return pandas.DataFrame(rows, columns=columns)
+
+    def swapped(self) -> str:
+        """What interchange does to the groups that the other ablations name, in words."""
+        said = []
+        for name, _, ablation, value, low, high, *_ in self.record.get("interchange of named", ()):
+            if ablation == "interchange" and name != "opposing":
+                span = _interval({"value": value, "low": low, "high": high})
+                said.append(f"{span} nat on those of {_words(name)}")
+        return "interchange does " + ", ".join(said) if said else "interchange was not run"
 
     def place(self, head: Head) -> int:
         """A head's place in a list of scores."""
@@ -193,8 +219,12 @@ def measured(experiment: Experiment) -> list[dict[str, Any]]:
     record = experiment.record
     table = experiment.comparisons().set_index(["condition", "ablation"])
     n = int(table["n"].iloc[0])
-    about = {"model": "Qwen2.5-Coder-0.5B-Instruct", "prompts": f"{n} held out", "command": COMMAND}
-    selected = f"{record['pairs']['zero']} pairs"
+    named, known = MODELS[record["model"]]
+    about = {"model": named, "prompts": f"{n} held out", "command": COMMAND.format(known)}
+    all_heads = record["heads"][0] * record["heads"][1]
+    pairs = record["pairs"]["zero"]
+    ends = record.get("pairs of ends", pairs)
+    selected = f"{pairs} pairs" + (f", the ends of the ranking on {ends}" if ends > pairs else "")
 
     def count(condition: str, ablation: str) -> dict[str, Any]:
         row = table.loc[(condition, ablation)]
@@ -221,7 +251,7 @@ def measured(experiment: Experiment) -> list[dict[str, Any]]:
             {
                 "claim": f"Ablating a few heads lowers refusals ({_words(name)})",
                 "source": "arXiv:2410.13708",
-                "ran": f"refusals with the first five of 336 heads ablated; chosen by refusal shift on {selected}",
+                "ran": f"refusals with the first five of {all_heads} heads ablated; by refusal shift on {selected}",
                 "claimed": "below",
                 "number": count(f"{name}, refusal_shift, top 5", name),
                 "control": drawn(name),
@@ -347,21 +377,22 @@ def measured(experiment: Experiment) -> list[dict[str, Any]]:
                 "ran": "refusals with zero ablation's first five heads zeroed; by the claim as many as with others",
                 "number": count("zero, refusal_shift, top 5", "zero"),
                 "control": drawn("zero"),
-                "why": "zero ablation, without interchange, named heads that refusal needs; interchange was run on two "
-                "groups only ([carriers](carriers.md))",
+                "why": "zero ablation, without interchange, named heads that refusal needs; "
+                f"{experiment.swapped()}; all heads were not swept by interchange",
             }
         )
     return rows
 
 
-def page(experiment: Experiment, quoted: Sequence[Mapping[str, Any]]) -> str:
+def page(experiments: Sequence[Experiment], quoted: Sequence[Mapping[str, Any]]) -> str:
     """The whole page."""
     lines = [
         HEAD,
         "| claim | what was run here | model, prompts | number | control | verdict | again |",
     ]
     lines.append("|---|---|---|---|---|---|---|")
-    for row in [*measured(experiment), *quoted]:
+    rows = [row for experiment in experiments for row in measured(experiment)]
+    for row in [*rows, *quoted]:
         why = row.get("why") or row.get("blocked") or row.get("missing") or ""
         where = f"`{row['command']}`"
         if "page" in row:
@@ -391,12 +422,11 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def load() -> tuple[Experiment, list[dict[str, Any]]]:
-    """The records."""
-    read = [
-        json.loads((FOLDER / "records" / f"{n}.json").read_text()) for n in ("experiment", "quoted")
-    ]
-    return Experiment(read[0]), read[1]
+def load() -> tuple[list[Experiment], list[dict[str, Any]]]:
+    """The records that are there."""
+    files = [FOLDER / "records" / f"{name}.json" for name in (*RECORDS, "quoted")]
+    *experiments, quoted = [json.loads(file.read_text()) for file in files if file.exists()]
+    return [Experiment(record) for record in experiments], quoted
 
 
 def main() -> None:
@@ -404,14 +434,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What stands of published claims?")
     parser.add_argument("--tables", action="store_true", help="print the experiment's tables too")
     options = parser.parse_args()
-    experiment, quoted = load()
-    PAGE.write_text(page(experiment, quoted))
-    if options.tables:
+    experiments, quoted = load()
+    PAGE.write_text(page(experiments, quoted))
+    for experiment in experiments if options.tables else ():
+        print(experiment.record["model"])
         names = ["one", "other", "rho", "low", "high", "shared of 10", "prompts", "heads"]
         print(pandas.DataFrame(experiment.record["correlations"], columns=names).to_string())
         print(experiment.comparisons().to_string(float_format="%.3g"))
         print(experiment.predictions().to_string(float_format="%.3g"))
         print({name: experiment.random(name) for name in ("zero", UA)})
+        names = ["group", "heads", "ablation", "sum", "low", "high", "p", "pairs"]
+        table = pandas.DataFrame(experiment.record.get("interchange of named", ()), columns=names)
+        print(table.to_string(index=False))
+        names = ["head", "harmful", "harmless", "apart", "low", "high", "p", "q", "pairs"]
+        table = pandas.DataFrame(experiment.record.get("specificity", ()), columns=names)
+        print(table.sort_values("harmful").to_string(index=False))
 
 
 if __name__ == "__main__":

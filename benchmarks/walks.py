@@ -1,20 +1,22 @@
 """How much faster are the steps of a walk side by side than a pass each, and what do they cost beyond the passes?
 
-    python benchmarks/walks.py --model smollm2-135m-instruct --pairs 50 --steps 50 --tokens 10
+    python benchmarks/walks.py --pairs 1000 --sample 200 --repeats 1
 
 All sides run in one process, in turn, `--repeats` times, in processor seconds and in wall time; ratios are
-min / median / max.
+min / median / max. The other sides are timed before the walk and after it, on the first `--sample` pairs, and scaled.
 
-- loop: for each step (timed on a few, and scaled: all cost the same) one pass of the whole model over all pairs, the
-  step hooked in, as the code of arXiv:2409.17113 does (all positions, all layers, all logits);
+- loop: for each step (timed on a few, and scaled: all cost the same) one pass of the whole model over 100 pairs at
+  most, the step hooked in, as the code of arXiv:2409.17113 does (all positions, all layers, all logits);
 - one by one: the same with one pair a pass, timed on a few and scaled;
-- walk: `trace_sensitivity`, all fixed costs in it (capture, record, checks, distances);
+- walk: `trace_sensitivity` on all pairs, all fixed costs in it (capture, record, checks, distances);
 - passes: the blocks above the written layer alone, on rows of the walk's shapes that are there already.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +25,8 @@ from safetyheads import load_model, trace_sensitivity
 from safetyheads.engine.walk import TOKENS_A_PASS, side_by_side
 from safetyheads.inputs import prepare
 from safetyheads.models.blocks import Blocks
-from safetyheads.prompts import load_prompts
 from safetyheads.prompts.windows import text_windows
+from safetyheads.training.corpus import shipped_prose
 
 
 def seconds(run: Callable[[], Any]) -> tuple[float, float]:
@@ -83,34 +85,49 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=10)
     parser.add_argument("--layer", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--text", type=Path, help="the prose.json that regions.py keeps")
+    parser.add_argument("--sample", type=int, help="pairs of the other sides; all by default")
     asked = parser.parse_args()
     model = load_model(asked.model)
-    builtin = load_prompts("builtin")
-    texts = [*builtin.harmful, *builtin.harmless] * 20
+    texts = json.loads(asked.text.read_text()) if asked.text else shipped_prose().paragraphs
     windows = text_windows(texts, model.tokenizer, length=asked.tokens, count=asked.pairs)
     ids, pairs = prepare(model, windows).batch.ids, len(windows)
     points = torch.randn(pairs, asked.steps, model.d_model)
-    bare = passes(model, ids, asked.layer, asked.steps)
-    few, some = min(pairs, 2), min(asked.steps, 5)
-    found: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(asked.repeats):
-        sides: dict[str, Callable[[], Any]] = {
-            "walk": lambda: trace_sensitivity(
-                model, windows, steps=asked.steps, layer=asked.layer, progress=False
-            ),
-            "passes": bare,
-            "loop": lambda: loop(model, ids, asked.layer, points[:, :some]),
-            "one by one": lambda: [
+    sample = min(asked.sample or pairs, pairs)
+    bare = passes(model, ids[:sample], asked.layer, asked.steps)
+    few, together, some = min(pairs, 2), min(sample, 100), min(asked.steps, 3)
+    others: dict[str, tuple[Callable[[], Any], float]] = {
+        "passes": (bare, pairs / sample),
+        "loop": (
+            lambda: loop(model, ids[:together], asked.layer, points[:together, :some]),
+            asked.steps / some * pairs / together,
+        ),
+        "one by one": (
+            lambda: [
                 loop(model, ids[n : n + 1], asked.layer, points[n : n + 1, :some])
                 for n in range(few)
             ],
-        }
-        scales = {"loop": asked.steps / some, "one by one": asked.steps / some * pairs / few}
-        for name, run in sides.items():
-            scale = scales.get(name, 1.0)
-            cpu, wall = seconds(run)
-            found.setdefault(name, []).append((cpu * scale, wall * scale))
-            print(f"{name}: {cpu * scale:.2f} s of processor, {wall * scale:.2f} s", flush=True)
+            asked.steps / some * pairs / few,
+        ),
+    }
+    found: dict[str, list[tuple[float, float]]] = {}
+
+    def timed(name: str, run: Callable[[], Any], scale: float = 1.0) -> tuple[float, float]:
+        cpu, wall = (scale * spent for spent in seconds(run))
+        print(f"{name}: {cpu:.2f} s of processor, {wall:.2f} s", flush=True)
+        return cpu, wall
+
+    def walk() -> None:
+        about = {"steps": asked.steps, "layer": asked.layer}
+        print(trace_sensitivity(model, windows, **about, progress=False).checks, flush=True)
+
+    for _ in range(asked.repeats):
+        before = {name: timed(name, *other) for name, other in others.items()}
+        found.setdefault("walk", []).append(timed("walk", walk))
+        after = {name: timed(name, *other) for name, other in others.items()}
+        for name in others:
+            means = [sum(both) / 2 for both in zip(before[name], after[name], strict=True)]
+            found.setdefault(name, []).append((means[0], means[1]))
     print(
         f"{model.name}, {pairs} pairs x {asked.steps} steps x {asked.tokens} tokens, {torch.get_num_threads()} threads"
     )

@@ -16,10 +16,11 @@
 # Subtract what a model holds after harmless requests from what it holds after harmful ones. How
 # many directions does that difference have (arXiv:2504.18872)? Which of them takes refusal away when it
 # is ablated (arXiv:2406.11717), and would any other direction do? Which heads write it? Does it
-# carry over to another model?
+# carry over to another model, and does latent adversarial training (LAT) gather it in two components?
 #
-# The model is SmolLM2 with 135 million parameters, taught to refuse (docs/siblings.md); its sibling is the one that it
-# was made from, which answers everything. Five minutes on two cores. `SAFETYHEADS_NOTEBOOK_MODEL` names another model.
+# The model is SmolLM2 with 135 million parameters, taught to refuse; its siblings went on from it under an adversary,
+# and the model that it was made from answers everything (docs/siblings.md). `SAFETYHEADS_NOTEBOOK_MODEL` names
+# another model.
 
 # %%
 import os
@@ -54,8 +55,11 @@ from safetyheads import (
 )
 
 MODEL = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "smollm2-135m-ssft")
-PAIRS = int(os.environ.get("SAFETYHEADS_NOTEBOOK_TRAIN", "10"))
-SIBLINGS = ["smollm2-135m-instruct"] if "SAFETYHEADS_NOTEBOOK_MODEL" not in os.environ else []
+PAIRS = int(os.environ.get("SAFETYHEADS_NOTEBOOK_TRAIN", "8"))
+BASE, SIBLINGS = "smollm2-135m-instruct", {"at": "smollm2-135m-at", "lat": "smollm2-135m-lat"}
+TINY = "SAFETYHEADS_NOTEBOOK_MODEL" in os.environ
+if TINY:
+    BASE, SIBLINGS = MODEL, {}
 
 model = load_model(MODEL)
 everything = load_prompts("builtin")
@@ -100,13 +104,13 @@ table.query("layer == @layer and component <= 2")[[*columns, "outlier_share"]].r
 plot_component_cosines(table)
 
 # %%
-some = sorted({1, layer // 2 or 1, layer, model.n_layers - 1})
+some = sorted({layer // 2 or 1, layer, 3 * model.n_layers // 4})
 plot_planes(spectrum.points(), some)
 
 # %% [markdown]
 # ## Which place does refusal rest on?
 #
-# Every layer and every token of the template's end gives a candidate. Ablated, it should leave no
+# Each of three layers and each token of the template's end gives a candidate. Ablated, it should leave no
 # refusal on harmful prompts (`bypass`) and change nothing on harmless ones (`kl`); added, it should
 # bring refusal (`induce`). `only_expected=False` keeps the prompts that the model does not refuse.
 
@@ -186,39 +190,84 @@ along.conditions().round(3)
 # %% [markdown]
 # ## Does it carry over?
 #
-# Every source's direction on every target. A copy with random weights stands for a model to which
-# the direction means nothing. Put siblings beside it (models trained from this one):
-# `smollm2-135m-ssft`, `-at` and `-lat` come with the package, and docs/siblings.md has what their
-# spectra say of the paper's claim about LAT. What differs between two sources is tested prompt by
-# prompt (McNemar).
+# Each model's direction is ablated from each of the three that refuse. The base, which does not refuse, gives one too;
+# a copy with random weights gives one that means nothing. Directions are of every fourth row of JailbreakBench, at the
+# layer of docs/siblings.md; answers are to harmful odd rows. None of the models learnt from either. Answers have twelve
+# tokens: at fewer, long refusals are cut before a judge can know them.
 
 # %%
-targets = {model.name: model, "random weights": random_copy(model, seed=1)}
-targets |= {str(name): load_model(name) for name in SIBLINGS}
-place = {"layer": direction.layer, "position": direction.position, "progress": False}
-sources = {name: refusal_direction(target, train, **place) for name, target in targets.items()}
+asked = load_prompts("jailbreakbench")
+
+
+def rows(name, chosen):
+    """Some pairs of JailbreakBench."""
+    harmful, harmless = (
+        tuple(side[n] for n in chosen if n < len(asked)) for side in (asked.harmful, asked.harmless)
+    )
+    return PromptSet(name, harmful, harmless, paired=True)
+
+
+above = 3 * model.n_layers // 4
+learned = rows("every fourth row", range(0, 100, max(1, len(asked) // 25)))
+odd = rows("odd rows", range(1, 100, 12))
+targets = {"ssft": model} | {name: load_model(sibling) for name, sibling in SIBLINGS.items()}
+models = {"base": load_model(BASE), **targets, "random weights": random_copy(model, seed=1)}
+place = {"layer": above, "progress": False}
+sources = {name: refusal_direction(one, learned, **place) for name, one in models.items()}
 transfer = transfer_matrix(
-    targets, sources, held_out.limit(4), decoding=Decoding(8), sides="harmful", progress=False
+    targets,
+    sources,
+    odd.limit(2 if TINY else 8),
+    decoding=Decoding(2 if TINY else 12),
+    sides="harmful",
+    progress=False,
 )
-transfer.matrix("refuse")
+transfer.matrix("refuse").round(2)
 
 # %%
 plot_transfer(transfer.to_frame())
 
+# %% [markdown]
+# What differs between two sources is tested prompt by prompt (McNemar); here are the largest differences. Beside them:
+# how alike the directions are.
+
+# %%
+tests = transfer.tests()
+tests.iloc[tests["difference"].abs().argsort()[::-1]].head(5).round(3)
+
+# %%
+unit = {name: one.vector / one.vector.norm() for name, one in sources.items()}
+pandas.DataFrame({a: {b: float(unit[a] @ unit[b]) for b in unit} for a in unit}).round(3)
+
+# %% [markdown]
+# ## Does LAT gather refusal in two components?
+#
+# arXiv:2504.18872 finds 74 % of the differences in the first two components of its LAT model, and 49 to 54 % in the
+# others.
+
 # %%
 spectra = {
     name: refusal_spectrum(
-        target,
-        train,
-        layers=layer,
-        components=3,
-        resampling=Resampling(2),
+        one,
+        learned,
+        layers=above,
+        components=2,
+        resampling=Resampling(30),
         random_weights=False,
         progress=False,
     )
-    for name, target in targets.items()
+    for name, one in models.items()
+    if name != "random weights"
 }
-pandas.concat([transfer.tests().head(4), subspace_overlap(spectra, layer)], axis=0)
+tables = pandas.concat([one.to_frame().assign(model=name) for name, one in spectra.items()])
+plot_spectrum(tables, above, versions=["uncentred", "uncentred, trimmed"], components=2)
+
+# %%
+tables.pivot_table(index="model", columns="version", values="explained", aggfunc="sum").round(3)
+
+# %%
+overlap = subspace_overlap(spectra, above)
+overlap[["first", "second", "angle", "degrees", "cosine", "chance"]].round(3)
 
 # %% [markdown]
 # ## Take the model without it elsewhere

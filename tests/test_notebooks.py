@@ -14,7 +14,7 @@ from tests import zoo
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 MODEL_VARIABLE = "SAFETYHEADS_NOTEBOOK_MODEL"
-NOT_RUN = ("05_refusal_directions", "06_stable_regions", "10_refusal_border")
+NOT_RUN = ("05_refusal_directions", "10_refusal_border")
 """Notebooks that are stored without what comes out: run them (make notebooks) and take them off this list."""
 PLOTLY = "application/vnd.plotly.v1+json"
 SMALL = {"TRAIN": "7", "PAIRS": "3", "PROMPTS": "3", "STEPS": "4"}
@@ -53,9 +53,14 @@ def tiny_model(tmp_path_factory):
 def tiny_data(tmp_path_factory):
     """A folder with harmless files under the names of the published sets."""
     folder = tmp_path_factory.mktemp("data")
-    for stem in ("jailbreakbench_harmful", "jailbreakbench_benign", "malicious_instruct"):
+    verbs = {
+        "jailbreakbench_harmful": "Explain",
+        "jailbreakbench_benign": "Write",
+        "malicious_instruct": "Explain",
+    }
+    for stem, verb in verbs.items():
         listeners = enumerate(("friend", "guest", "bank clerk"))
-        rows = [f"{index},Explain {stem} to a {listener}\n" for index, listener in listeners]
+        rows = [f"{index},{verb} {stem} to a {listener}\n" for index, listener in listeners]
         (folder / f"{stem}.csv").write_text("Index,prompt\n" + "".join(rows))
     return folder
 
@@ -131,7 +136,8 @@ def check_refusal_directions(names, printed):
     assert set(names["table"]["version"]) >= {"uncentred", "centred, trimmed"}
     assert len(names["nulls"]) == 4
     assert names["along"].heads
-    assert names["transfer"].matrix().shape == (2, 3)
+    assert names["transfer"].matrix().shape == (1, 4)  # untouched, and three sources
+    assert set(names["tables"]["model"]) == {"base", "ssft"}
     assert names["export"].max_logit_difference < 1e-4 * names["export"].largest_logit
     assert "weights changed" in printed
 
@@ -143,10 +149,14 @@ def check_stable_regions(names, printed):
     assert "mirror" in printed
     assert names["ways"]["arc"].way == "Arc"
     assert len(names["planes"]) == 2
+    assert names["border"].log_odds.shape == (2, 31)
 
 
 def check_refusal_border(names, printed):
-    assert set(names["borders"]) == {"none", "ranked", "random"}
+    ways = [
+        f"{kind}, {how}" for how in ("undifferentiated", "silent") for kind in ("ranked", "random")
+    ]
+    assert list(names["borders"]) == ["none", *ways]
     odds = [border.log_odds for border in names["borders"].values()]
     assert (odds[0] - odds[1]).abs().max() > 0
     assert len(names["rows"]) == 1 + 2 + 2
@@ -192,7 +202,7 @@ def test_the_stored_notebook_is_its_source(source):
 def test_the_stored_notebooks_are_small():
     sizes = {path.name: path.stat().st_size for path in NOTEBOOKS.glob("*.ipynb")}
     assert len(sizes) == len(CHECKS)
-    assert sum(sizes.values()) < 3_000_000, sizes
+    assert sum(sizes.values()) < 4_500_000, sizes
 
 
 def test_the_code_in_the_readme_runs(tiny_model, tiny_data, tmp_path, monkeypatch):

@@ -68,7 +68,7 @@ def test_counts_have_wilsons_interval():
 def test_answers_are_compared_on_the_same_prompts():
     said = {"untouched": "r" * 20 + "c" * 16, "ablated": "r" * 8 + "c" * 27 + "b"}
     answers = [
-        [name, "" if name == "untouched" else "zero", verdicts.HARMFUL[0], "L1H1", text]
+        [name, "" if name == "untouched" else "zero", "harmful", "L1H1", text]
         for name, text in said.items()
     ]
     table = verdicts.Experiment({"answers": answers, "heads": [2, 2]}).comparisons()
@@ -76,3 +76,36 @@ def test_answers_are_compared_on_the_same_prompts():
     assert table["p"].tolist()[1] == pytest.approx(2 * 0.5**12)
     assert table["q"].tolist()[1] == table["p"].tolist()[1]
     assert table["degenerate"].tolist() == [0, 1]
+
+
+def test_refusals_and_over_refusals_are_corrected_together_and_a_group_with_two_names_once():
+    rows = [
+        ("untouched", "", "", "r" * 20 + "c" * 4, "r" * 12 + "c" * 12),
+        ("a", "zero", "L1H1", "r" * 10 + "c" * 14, "r" * 9 + "c" * 15),
+        ("b", "zero", "L1H1", "r" * 10 + "c" * 14, "r" * 9 + "c" * 15),
+        ("c", "zero", "L0H1", "r" * 19 + "c" * 5, None),
+    ]
+    answers = [
+        [name, ablation, dataset, heads, text]
+        for name, ablation, heads, harmful, safe in rows
+        for dataset, text in (("harmful", harmful), ("safe", safe))
+        if text
+    ]
+    table = verdicts.Experiment({"answers": answers, "heads": [2, 2]}).comparisons()
+    assert table["over"].tolist()[:3] == [12, 9, 9]
+    assert table["over_p"].tolist()[1] == pytest.approx(2 * 0.5**3)
+    # three different tests: 10 and 1 refusals lost, 3 over-refusals lost
+    assert table["q"].tolist()[1:] == pytest.approx([3 * 2 * 0.5**10, 3 * 2 * 0.5**10, 1.0])
+    assert table["over_q"].tolist()[1:3] == pytest.approx([0.375, 0.375])
+
+
+def test_a_score_that_orders_the_groups_predicts_them():
+    said = {f"L0H{n}": "r" * (20 - 2 * n) + "c" * (4 + 2 * n) for n in range(8)}
+    answers = [["untouched", "", "harmful", "", "r" * 20 + "c" * 4]]
+    answers += [[heads, "zero", "harmful", heads, text] for heads, text in said.items()]
+    scores = {"zero": [-n for n in range(8)], "mean": [0, 5, 1, 4, 2, 7, 3, 6]}
+    record = {"answers": answers, "heads": [1, 8], "scores": {}}
+    record["scores"] = {name: {"refusal_shift": some} for name, some in scores.items()}
+    table = verdicts.Experiment(record).predictions().set_index("ablation")
+    assert table.loc["zero", "rho"] == pytest.approx(1.0)
+    assert table.loc["mean", "less_zero_high"] < 0

@@ -274,7 +274,7 @@ def make_executor(options: argparse.Namespace) -> "Executor | None":
     try:
         if options.executor == "process":
             return process_map(workers)
-        return ray_map(workers, gpus=int(options.device.startswith("cuda")))
+        return ray_map(workers, gpus_per_worker=int(options.device.startswith("cuda")))
     except ImportError as error:  # a missing extra is bad input here, and no traceback
         raise ValueError(error) from None
 

@@ -52,6 +52,8 @@ def report(ranking: "Ranking", top: int, folder: Path, *, control: bool) -> None
             print(f"\n{scores.ablation}, the other way [{scores.unit}]: {named}")
         for scores, gate in zip(ranking.harmful, ranking.gates, strict=False):
             print(f"\n{scores.ablation}: {gate}")
+        if ranking.carriers_note:
+            print(f"\nWhat is lost with a head, what an ablation writes: {ranking.carriers_note}")
     print(f"\nThe figure: {(folder / 'scatter.html').absolute()}")
     print(f"All scores: {(folder / 'scores.csv').absolute()}")
     if note:
@@ -94,8 +96,7 @@ def format_table(table: "DataFrame") -> str:
             columns["harmless_score"] = f"harmless [{unit}]"
         if "specificity" in rows and rows["specificity"].notna().any():
             columns |= {"specificity": f"specificity [{unit}]", "q_value": "q"}
-        if "established" in rows:
-            columns["established"] = "established"
+        columns |= {name: name for name in ("established", "verdict") if name in rows}
         ordered = rows.sort_values("rank")
         body = ordered[list(columns)].rename(columns=columns)
         for column, kind in (("score", "kind"), ("harmless_score", "harmless_kind")):

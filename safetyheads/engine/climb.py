@@ -86,7 +86,9 @@ class Rows:
     """On the shared prefix; empty where there is none."""
     suffix_calls: list[BlockCall]
     """On what follows it."""
-    packings: dict[tuple[int, bool], tuple[Packing, list[BlockCall]]] = field(default_factory=dict)
+    packings: dict[tuple[int, bool], tuple[list[Packing], list[BlockCall]]] = field(
+        default_factory=dict
+    )
     """How the prompts are packed behind so many shared tokens, and whether these were run before; once somebody has
     asked."""
 
@@ -125,7 +127,7 @@ class Rows:
 
     def at_last(self, rows: Float[Tensor, "row pos d"], cut: int = 0) -> Float[Tensor, "row d"]:
         """The last token of each row, of rows that lack the first `cut` tokens; any number of copies of the prompts."""
-        last = (self.lengths - 1 - cut).repeat(len(rows) // len(self.lengths))
+        last = (self.lengths.to(rows.device) - 1 - cut).repeat(len(rows) // len(self.lengths))
         return rows[torch.arange(len(rows), device=rows.device), last]
 
     def look(
@@ -146,7 +148,7 @@ class Rows:
         references: Mapping[int, Reference],
     ) -> Site:
         """Where these prompts stand at a layer."""
-        prompts, lengths = self.prompts, self.lengths
+        prompts, lengths = self.prompts, self.lengths.to(resid.device)
         return Site(self.model, layer, prompts, lengths, self.prefix, resid, acts, references)
 
 
@@ -178,6 +180,10 @@ def climb(
         given_here = given if layer in of_given else None
         if given_here is not None:
             needs = needs | given_here.needs
+        resids = [
+            resid.to(Blocks(rows.model).device(layer))
+            for rows, resid in zip(groups, resids, strict=True)
+        ]
         acts: list[AttentionActs | None] = [None] * len(groups)
         if needs & OF_OTHERS and layer not in known:
             acts = [
@@ -242,7 +248,7 @@ def _reference(groups: Sequence[Rows], acts: Sequence[AttentionActs | None]) -> 
     longest = max(z.shape[1] for z in looks)
     padded = [torch.nn.functional.pad(z, (0, 0, 0, 0, 0, longest - z.shape[1])) for z in looks]
     prompts = sorted(prompt for rows in groups for prompt in rows.prompts)
-    lengths = in_order(groups, [rows.lengths for rows in groups])
+    lengths = in_order(groups, [rows.lengths for rows in groups]).to(looks[0].device)
     return Reference.of(in_order(groups, padded), lengths, prompts, _shared_prefix(groups))
 
 

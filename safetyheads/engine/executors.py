@@ -42,11 +42,16 @@ def process_map(workers: int = 2, threads: int | None = None) -> "ProcessMap":
 
 
 def ray_map(
-    workers: int = 2, *, threads: int = 1, gpus: float | int = 0, address: str | None = None
+    workers: int = 2,
+    *,
+    threads: int = 1,
+    gpus_per_worker: float | int = 0,
+    address: str | None = None,
 ) -> "RayMap":
     """Map on a Ray cluster, each worker an actor with a model of its own.
 
-    `workers` is the number of actors; `threads` and `gpus` are what each one reserves. `address` is the cluster's,
+    `workers` is the number of actors; `threads` and `gpus_per_worker` are what each one reserves: a share of a GPU,
+    one, or several, over which the one model is then placed block after block. `address` is the cluster's,
     such as "auto" or "ray://head:10001"; without it, and without RAY_ADDRESS in the environment, a cluster is started
     on this machine and stopped at the end. An actor that dies, or whose machine does, is replaced and its item run
     again. safetyheads must be installed in the same version on all machines.
@@ -54,10 +59,12 @@ def ray_map(
     Raises ImportError where Ray is not installed.
     """
     _require_positive(workers=workers, threads=threads)
-    if gpus < 0:
-        raise ValueError(f"gpus is {gpus}; it is what each worker reserves: 0, 1 or a share of one")
+    if gpus_per_worker < 0 or (gpus_per_worker > 1 and gpus_per_worker % 1):
+        raise ValueError(
+            f"gpus_per_worker is {gpus_per_worker}; each worker reserves none, a share of one, or several whole ones"
+        )
     _import_ray()
-    return RayMap(workers, threads, gpus, address)
+    return RayMap(workers, threads, gpus_per_worker, address)
 
 
 @dataclass(frozen=True)
@@ -182,8 +189,8 @@ class RayMap:
     """How many actors."""
     threads: int
     """CPUs that each actor reserves."""
-    gpus: float | int
-    """GPUs that each actor reserves."""
+    gpus_per_worker: float | int
+    """GPUs that each actor reserves; over several its model is placed."""
     address: str | None
     """Where the cluster is; None: RAY_ADDRESS, or a new one on this machine."""
 
@@ -195,7 +202,9 @@ class RayMap:
         ours = not ray.is_initialized()
         if ours:
             self._connect(ray)
-        actor_class = ray.remote(_Actor).options(num_cpus=self.threads, num_gpus=self.gpus)
+        actor_class = ray.remote(_Actor).options(
+            num_cpus=self.threads, num_gpus=self.gpus_per_worker
+        )
         queue = _Queue(list(items))
         kept = ray.put(function)
         working: dict[Any, tuple[Any, int | None]] = {}
@@ -209,8 +218,8 @@ class RayMap:
                 done, _ = ray.wait(list(working), timeout=60)
                 if not done and all(item is None for _, item in working.values()):
                     warnings.warn(
-                        f"no Ray worker has started in 60 s; each needs {self.threads} CPU and {self.gpus} GPU, "
-                        f"and the cluster has free: {ray.available_resources()}",
+                        f"no Ray worker has started in 60 s; each needs {self.threads} CPU and "
+                        f"{self.gpus_per_worker} GPU, and the cluster has free: {ray.available_resources()}",
                         stacklevel=2,
                     )
                 for future in done:

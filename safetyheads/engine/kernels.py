@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -155,6 +155,7 @@ class Padded:
         first = cut if not prefixes.known else 0
         calls = rows.suffix_calls if cut else rows.calls
         fold = partial(rearrange, pattern="variant prompt pos d -> (variant prompt) pos d")
+        resid = resid.to(Blocks(model).device(layer))
         tail, tail_out = fold(resid[:, :, cut:]), None
         head, head_out = (resid[:, 0, :cut] if first else tail), None
         if attn_out is not None:
@@ -222,27 +223,29 @@ class Packed(Padded):
             return super()._run(rows, layer, resid, attn_out, edits)
         model, top = rows.model, rows.model.n_layers - 1
         known = prefixes is not None and prefixes.known
-        packing, calls = packed_calls(rows, _shared(rows, resid, attn_out), known=known)
+        packings, calls = packed_calls(rows, _shared(rows, resid, attn_out), known=known)
         run = partial(Blocks(model).run, kernel="packed")
-        packed = packing.pack(resid)
-        packed_out = None if attn_out is None else packing.pack(attn_out)
+        packed = packings[layer].pack(resid.to(Blocks(model).device(layer)))
+        packed_out = None if attn_out is None else packings[layer].pack(attn_out)
+        last = packings[layer].last
         for at in range(layer, top + 1):
             cache = None if prefixes is None else prefixes.at(at)
             if at > layer or attn_out is None:
-                packed = edits.at(at, "resid_pre", packed, packing.last)
+                packed = edits.at(at, "resid_pre", packed, last)
             if at == top or edits.wants(at, "attn_out"):
                 if packed_out is None:
                     attend = partial(Blocks(model).attend, kernel="packed")
                     packed_out = attend(at, packed, calls[at], cache=cache)
-                packed_out = edits.at(at, "attn_out", packed_out, packing.last)
+                packed_out = edits.at(at, "attn_out", packed_out, last)
             if at == top:
                 break
             packed = run(at, packed, calls[at], cache=cache, attn_out=packed_out)
-            packed = edits.at(at, "resid_post", packed, packing.last)
+            packed = edits.at(at, "resid_post", packed, last)
             packed_out = None
         outs = [packed, packed_out] if packed_out is not None else []
         ends = [
-            rearrange(t[:, packing.last], "variant prompt d -> (variant prompt) 1 d") for t in outs
+            rearrange(t[:, last.to(t.device)], "variant prompt d -> (variant prompt) 1 d")
+            for t in outs
         ]
         return self._end(rows, calls[top], ends, edits)
 
@@ -278,6 +281,7 @@ class _Edits:
         if not self.wants(layer, place):
             return states
         states, each = states.clone(), len(states) // self.width
+        last = None if last is None else last.to(states.device)
         for n, edit in self.by_place[layer, place]:
             own = states[n * each : (n + 1) * each]
             if not edit.last:
@@ -289,23 +293,29 @@ class _Edits:
         return states
 
 
-def packed_calls(rows: Rows, cut: int, *, known: bool = False) -> tuple[Packing, list[BlockCall]]:
-    """How prompts are packed behind `cut` shared tokens, which were run before if `known`, and the blocks' calls."""
+def packed_calls(
+    rows: Rows, cut: int, *, known: bool = False
+) -> tuple[list[Packing], list[BlockCall]]:
+    """How prompts are packed behind `cut` shared tokens, which were run before if `known`, and the calls of the
+    blocks, one each a layer."""
     if (cut, known) not in rows.packings:
         none = [None] * len(rows.calls)
         firsts: Sequence[BlockCall | None] = rows.prefix_calls if cut and not known else none
         rests = rows.suffix_calls if cut else rows.calls
         packed, behind = (0, cut) if known else (cut, 0)
-        # Layers may differ in their masks (sliding windows), not in where the tokens stand.
-        by_mask: dict[tuple[int, ...], Packing] = {}
-        calls = []
-        for first, rest in zip(firsts, rests, strict=True):
+        # Layers may differ in their masks (sliding windows) and in where they lie, not in where the tokens stand.
+        by_mask: dict[tuple[Any, ...], Packing] = {}
+        packings, calls = [], []
+        for layer, (first, rest) in enumerate(zip(firsts, rests, strict=True)):
             both = [call for call in (first, rest) if call is not None]
-            masks = tuple(id(mask_of((*call.args, *call.kwargs.values()))) for call in both)
+            device = Blocks(rows.model).device(layer)
+            masks = (device, *(id(mask_of((*c.args, *c.kwargs.values()))) for c in both))
             if masks not in by_mask:
-                by_mask[masks] = Packing(rows.lengths - cut, packed, first, rest, behind)
+                lengths = rows.lengths.to(device) - cut
+                by_mask[masks] = Packing(lengths, packed, first, rest, behind)
+            packings.append(by_mask[masks])
             calls.append(by_mask[masks].call(first, rest))
-        rows.packings[cut, known] = next(iter(by_mask.values())), calls
+        rows.packings[cut, known] = packings, calls
     return rows.packings[cut, known]
 
 

@@ -126,7 +126,7 @@ def sweep_apart(
         if layer not in known
     }
     if missing:
-        whole = _shard(measurement, execution.rows)
+        whole = _shard(measurement, execution)
         shards = [
             replace(whole, variants=tuple(itertools.chain(*(missing[at] for at in some))))
             for some in cut(
@@ -170,7 +170,7 @@ def cut(heads: dict[int, int], n_layers: int, workers: int) -> Iterator[list[int
     yield from bins.values()
 
 
-def _shard(measurement: Measurement, rows: int | None) -> Shard:
+def _shard(measurement: Measurement, execution: Execution) -> Shard:
     """A shard without variants."""
     model, batch = measurement.inputs.model, measurement.inputs.batch
     if model.opened_from is None:
@@ -181,14 +181,33 @@ def _shard(measurement: Measurement, rows: int | None) -> Shard:
         )
     bare = replace(batch, texts=("",) * len(batch))
     return Shard(
-        source=model.opened_from,
+        source=source_over(
+            model.opened_from, getattr(execution.executor, "gpus_per_worker", 1), model.device.type
+        ),
         model=_comparable(model),
         batch=bare,
         variants=(),
         metric=measurement.metric,
         given=measurement.given,
-        rows=rows,
+        rows=execution.rows,
     )
+
+
+def source_over(source: ModelSource, gpus: float | int, device: str) -> ModelSource:
+    """How a worker opens the model on the `gpus` that it alone sees, where `device` is the kind of the caller's.
+
+    A map of the caller's own is kept.
+
+    Raises ValueError where the caller's model lies on the processor: readings would be noted as computed there.
+    """
+    if gpus <= 1 or source.device_map is not None:
+        return source
+    if device == "cpu":
+        raise ValueError(
+            f"each worker has {gpus} GPUs, and {source.name_or_path} was opened on the processor, where the readings "
+            "would be noted as computed; open it with device_map='balanced', or device='cuda' where it fits on one"
+        )
+    return source._replace(device="cpu", device_map="balanced")
 
 
 def _require_picklable(shard: Shard) -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safetyheads.evidence.resampling import exact_heads
+from safetyheads.evidence.specificity import least_p
 from safetyheads.heads import Head, HeadScores
 from safetyheads.stats import benjamini_hochberg, bootstrap_interval, permutation_p
 from safetyheads.storage.results import load_result, save_result
@@ -65,6 +66,15 @@ class Carriers:
     def verdicts(self) -> "pandas.Series":
         """The verdict of each item, by its label."""
         return self.table.drop_duplicates("label").set_index("label")["verdict"]
+
+    def note(self, labels: Sequence[str]) -> str:
+        """What is found of some items, in a line: `carrier: L12H2, L8H3; written: L10H7`."""
+        found = self.verdicts()[list(labels)]
+        named = {verdict: list(found.index[found == verdict]) for verdict in ABOUT}
+        parts = [f"{verdict}: {', '.join(some)}" for verdict, some in named.items() if some]
+        if least_p(self.n_prompts) * len(self.table) > self.level:
+            parts.append(f"with {self.n_prompts} prompts no effect can pass alone")
+        return "; ".join(parts)
 
     def __repr__(self) -> str:
         found = self.verdicts()

@@ -8,6 +8,7 @@ stream of LLMs", arXiv:2409.17113, interpolate so). Each step is a variant of it
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -203,8 +204,10 @@ class Arc:
 
 
 def _shares(count: int) -> list[float]:
-    if count < 2:
-        raise ValueError(f"count is {count}; a line has two ends, so at least 2 steps")
+    if not isinstance(count, Integral) or count < 2:
+        raise ValueError(
+            f"count is {count!r}; a line has two ends, so give a whole number of steps, at least 2"
+        )
     shares: list[float] = torch.linspace(0.0, 1.0, count, dtype=torch.float64).tolist()
     return shares
 

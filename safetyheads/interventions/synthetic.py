@@ -32,6 +32,10 @@ class SaeReconstruction:
         real = self.of.ends(states, capture)
         return self.sae.decode(self.sae.encode(real)).to(states)
 
+    @property
+    def layer(self) -> int:
+        return self.sae.layer
+
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "sae": self.sae.name, "of": self.of.describe()}
 
@@ -69,6 +73,10 @@ class SaeBaseline:
                 chosen = drawn.choice(near)
                 new[chosen], free[chosen] = row[latent], False
         return made
+
+    @property
+    def layer(self) -> int:
+        return self.sae.layer
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -121,6 +129,10 @@ class SaeStructured:
                 (chosen,) = _nearest((theirs - ours[latent]).abs(), free, 1)
                 new[chosen], free[chosen] = row[latent], False
         return made
+
+    @property
+    def layer(self) -> int:
+        return self.sae.layer
 
     def describe(self) -> dict[str, Any]:
         return {

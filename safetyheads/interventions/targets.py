@@ -20,7 +20,7 @@ Capture = Callable[[Any], Tensor]
 
 @runtime_checkable
 class Target(Protocol):
-    """Where walks end."""
+    """Where walks end; one that knows a single layer says so as `layer`."""
 
     @property
     def name(self) -> str: ...
@@ -120,10 +120,10 @@ class AlongDirection:
 
     def __post_init__(self) -> None:
         good = self.direction.ndim == 1 and self.direction.isfinite().all()
-        if not (good and self.direction.any() and self.length > 0):
+        if not (good and self.direction.any() and 0 < self.length < float("inf")):
             raise ValueError(
                 f"a direction of shape {list(self.direction.shape)} and a length of {self.length} came; give one axis "
-                "of finite numbers that are not all zero, and a positive length"
+                "of finite numbers that are not all zero, and a positive length, finite"
             )
 
     def ends(

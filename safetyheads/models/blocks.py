@@ -23,6 +23,7 @@ from safetyheads.models.attention import (
 from safetyheads.models.hooked import HookedModel
 from safetyheads.models.outside import outside
 from safetyheads.models.packing import attention_gives, block_beneath, packed
+from safetyheads.models.placement import device_of
 from safetyheads.models.replaying import (
     BlockCall,
     SharedPrefix,
@@ -40,6 +41,10 @@ class Blocks:
     """The blocks of one model, to be run one at a time."""
 
     model: HookedModel
+
+    def device(self, layer: int) -> torch.device:
+        """Where a block's weights lie."""
+        return device_of(self.model.bridge.blocks[layer])
 
     def embed(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_model"]:
         """The residual stream that enters the first block."""

@@ -256,7 +256,7 @@ def _heads(
         attn_out = blocks.attend(layer, resid, call)
     z, v = (by_head(kept[name], model.d_head) for name in ("hook_z", "hook_v"))
     visible = visible_keys(
-        (*call.args, *call.kwargs.values()), ids.shape[1], ids.shape[1], ids.device
+        (*call.args, *call.kwargs.values()), ids.shape[1], ids.shape[1], z.device
     )[:, None]
     pattern = kept.get("hook_pattern")
     projected = {

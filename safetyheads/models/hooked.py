@@ -29,6 +29,9 @@ class ModelSource(NamedTuple):
     dtype: torch.dtype | None
     tokenizer: Any = None
     """The caller's own, where one was given."""
+    device_map: str | tuple[tuple[str, Any], ...] | None = None
+    """Where its parts lie, for a model on several devices: as `load_model` was told, a mapping as its items."""
+    max_memory: tuple[tuple[Any, Any], ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +103,7 @@ class HookedModel:
 
     @property
     def device(self) -> torch.device:
+        """Where tokens go in; the blocks of a model on several devices lie where `Blocks.device` says."""
         return next(self.hf.parameters()).device
 
     @property

@@ -4,6 +4,7 @@
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from os import PathLike
@@ -17,6 +18,7 @@ from safetyheads.models.checkpoints import is_known, load_checkpoint
 from safetyheads.models.fingerprint import fingerprint
 from safetyheads.models.gate import FOREIGN, SUCH_AS, checked, reference
 from safetyheads.models.hooked import HookedModel, ModelSource
+from safetyheads.models.placement import follow_devices
 from safetyheads.models.scaling import follow_scaling
 from safetyheads.models.unwrapping import unwrapped
 
@@ -26,6 +28,9 @@ def load_model(
     tokenizer: Any = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    *,
+    device_map: str | Mapping[str, Any] | None = None,
+    max_memory: Mapping[Any, Any] | None = None,
 ) -> HookedModel:
     """Open a model for probing.
 
@@ -37,8 +42,11 @@ def load_model(
     it again gives the same wrapper. A model in training mode is put into evaluation mode, and stays there. What the
     wrapper computes is compared with the model as it came; see `models/gate.py`.
 
-    Raises ValueError (an unknown name, with near matches; not a decoder; no tokenizer), FileNotFoundError (no such
-    file), ConnectionError (the Hub is needed and out of reach).
+    `device_map` ("balanced", or the device of each part) and `max_memory` (by device) are handed to transformers, for a
+    model that is too large for one device; its blocks then lie on several, each whole.
+
+    Raises ValueError (an unknown name, with near matches; not a decoder; no tokenizer; a map that leaves weights on a
+    disk or cuts a block), FileNotFoundError (no such file), ConnectionError (the Hub is needed and out of reach).
     """
     if isinstance(x, HookedModel):
         x.rest()
@@ -51,18 +59,33 @@ def load_model(
                 f"the model is of type {type(x).__name__}: give a known name, a Hub id, a folder, a .gguf file, or a "
                 "loaded model with its tokenizer"
             )
-        checkpoint = load_checkpoint(x, tokenizer=tokenizer, device=str(device), dtype=dtype)
+        checkpoint = load_checkpoint(
+            x,
+            tokenizer=tokenizer,
+            device=str(device),
+            dtype=dtype,
+            device_map=device_map,
+            max_memory=max_memory,
+        )
         bridge = _boot(checkpoint.model, checkpoint.name)
         provenance = {**checkpoint.provenance, "attention": "eager"}
         # Another process may stand in another folder.
         path = Path(x).expanduser()
         place = str(path.absolute()) if path.exists() and not is_known(x) else str(x)
-        opened_from = ModelSource(place, str(device), dtype, tokenizer)
+        opened_from = ModelSource(
+            place, str(device), dtype, tokenizer, _frozen(device_map), _frozen(max_memory)
+        )
         return _opened(bridge, checkpoint.tokenizer, checkpoint.name, provenance, opened_from)
     is_bridge = type(x).__name__ == "TransformerBridge"
-    if dtype is not None or str(device) != "cpu":
+    if (
+        dtype is not None
+        or str(device) != "cpu"
+        or device_map is not None
+        or max_memory is not None
+    ):
         raise ValueError(
-            "device and dtype are for models that load_model opens; move the loaded model before passing it"
+            "device, dtype, device_map and max_memory are for models that load_model opens; move the loaded model "
+            "before passing it"
         )
     tokenizer = tokenizer or (x.tokenizer if is_bridge else None)
     if tokenizer is None:
@@ -115,6 +138,7 @@ def _opened(
             "not uniform, and these ablations are not defined for it; use a model with rotary or learned positions"
         )
     bridge.eval()
+    follow_devices(bridge.original_model)
     name_caches(bridge)
     if "blocks.0.attn.hook_z" not in bridge.hook_dict:
         raise ValueError(f"{name} has no attention heads to ablate: its first block has no hook_z")
@@ -139,6 +163,7 @@ def _boot(hf: Any, name: str) -> Any:
     architecture = type(hf).__name__
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
+    follow_devices(hf)
     try:
         before = reference(hf.eval())
         bridge = build_bridge_from_module(hf, architecture, hf_config=hf.config, tokenizer=None)
@@ -175,4 +200,17 @@ def _require_decoder(model: Any) -> None:
 
 def reopen(source: ModelSource) -> HookedModel:
     """Open once more, perhaps in another process, what `load_model` opened."""
-    return load_model(source.name_or_path, source.tokenizer, source.device, source.dtype)
+    name, device, dtype, tokenizer, device_map, max_memory = source
+    return load_model(
+        name,
+        tokenizer,
+        device,
+        dtype,
+        device_map=dict(device_map) if isinstance(device_map, tuple) else device_map,
+        max_memory=None if max_memory is None else dict(max_memory),
+    )
+
+
+def _frozen(value: Any) -> Any:
+    """A mapping as its items, which can be a key and travel."""
+    return tuple(value.items()) if isinstance(value, Mapping) else value

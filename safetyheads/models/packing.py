@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from safetyheads.models.outside import is_callers
+from safetyheads.models.placement import MoveTo
 from safetyheads.models.replaying import BlockCall, SharedPrefix, visible_keys
 
 
@@ -206,7 +207,7 @@ def _take_hooks(module: Any, twin: nn.Module) -> None:
     twin._forward_pre_hooks = type(twin._forward_pre_hooks)()
     for layer in reversed(layers):
         for number, hook in layer._forward_pre_hooks.items():
-            if is_callers(hook):
+            if is_callers(hook) or isinstance(hook, MoveTo):
                 kwargs = number in layer._forward_pre_hooks_with_kwargs
                 twin.register_forward_pre_hook(hook, with_kwargs=kwargs)
         for number, hook in layer._forward_hooks.items():

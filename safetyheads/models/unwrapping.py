@@ -2,15 +2,17 @@
 
 from typing import Any
 
+from safetyheads.models.placement import require_in_memory
+
 
 def unwrapped(model: Any) -> Any:
     """The decoder inside a compiled, parallel or adapted model; the model itself where nothing stands around it.
 
-    Adapters such as LoRA lie in the decoder's layers and stay. Hooks that accelerate set for a model on one device move
-    nothing and are taken off, since they hide the modules from whoever runs them one by one.
+    Adapters such as LoRA lie in the decoder's layers and stay. Hooks that accelerate set hide the modules from whoever
+    runs them one by one, and are taken off: on one device they move nothing, on several `follow_devices` does it.
 
-    Raises ValueError for weights that are not there (meta device, offloaded) or lie on several devices, and for an
-    adapter that works on the prompt.
+    Raises ValueError for weights that are not there (meta device, offloaded), and for an adapter that works on the
+    prompt.
     """
     if hasattr(model, "_orig_mod"):  # torch.compile
         return unwrapped(model._orig_mod)
@@ -23,7 +25,8 @@ def unwrapped(model: Any) -> Any:
                 "ablate in it; use one that changes weights, such as LoRA"
             )
         return unwrapped(model.base_model.model)
-    _require_weights(model)
+    if hasattr(model, "parameters"):
+        require_in_memory(model, getattr(model, "hf_device_map", None))
     if any(hasattr(module, "_hf_hook") for module in _modules(model)):
         from accelerate.hooks import remove_hook_from_submodules
 
@@ -33,20 +36,3 @@ def unwrapped(model: Any) -> Any:
 
 def _modules(model: Any) -> list[Any]:
     return list(model.modules()) if hasattr(model, "modules") else []
-
-
-def _require_weights(model: Any) -> None:
-    parameters = list(model.parameters()) if hasattr(model, "parameters") else []
-    name = type(model).__name__
-    hooks = [module._hf_hook for module in _modules(model) if hasattr(module, "_hf_hook")]
-    inner = [one for hook in hooks for one in getattr(hook, "hooks", (hook,))]
-    if any(p.is_meta for p in parameters) or any(getattr(h, "offload", False) for h in inner):
-        raise ValueError(
-            f"some weights of this {name} are not in memory (on the meta device, or offloaded); load it whole, with "
-            "from_pretrained(...) and no device_map or offload folder"
-        )
-    places = sorted({str(p.device) for p in parameters})
-    if len(places) > 1:
-        raise ValueError(
-            f"the weights of this {name} lie on {', '.join(places)}; put it on one device with model.to(...)"
-        )

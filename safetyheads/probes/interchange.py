@@ -51,6 +51,9 @@ class Interchange:
     """Benjamini-Hochberg over all heads."""
     unmatched: Int[Tensor, " prompt"]
     """Tokens of each harmful prompt that have no counterpart in its shorter partner, and get its first token's."""
+    unlent: Int[Tensor, " prompt"]
+    """Tokens of each harmless partner that have no counterpart in its shorter harmful prompt: they are lent to none,
+    and the other way round they get its first token's."""
 
     def to_frame(self) -> "pandas.DataFrame":
         """A row a head, the largest necessity first: layer, head, label, necessity, sufficiency, same_side, stranger,
@@ -139,6 +142,7 @@ def score_interchange(
         p=p,
         q=benjamini_hochberg(p),
         unmatched=(lengths[:pairs] - lengths[pairs:]).clamp_min(0),
+        unlent=(lengths[pairs:] - lengths[:pairs]).clamp_min(0),
     )
 
 

@@ -17,8 +17,13 @@ def text_windows(
     Only windows that are read back from their own text token by token are taken. Texts are drawn in an order of the
     seed; `count` is how many windows there are at most.
 
-    Raises ValueError where not one window of the length is found.
+    Raises ValueError for one string in the place of several, a length or count below 1, and where not one window of
+    the length is found.
     """
+    if isinstance(texts, str):
+        raise ValueError("texts is one string; give a list of them, such as its paragraphs")
+    if length < 1 or count < 1:
+        raise ValueError(f"length is {length} and count {count}; both must be at least 1")
     drawn = random.Random(seed)
     order = list(range(len(texts)))
     drawn.shuffle(order)

@@ -5,6 +5,7 @@ and, where the dataset has them, on the harmless ones beside, because a head tha
 both.
 """
 
+import itertools
 import json
 import warnings
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetyheads.engine.execution import HERE, Execution
 from safetyheads.engine.measurement import Measurement
+from safetyheads.evidence.carriers import Carriers, find_carriers
 from safetyheads.evidence.gate import Gate, gate_ranking
 from safetyheads.evidence.specificity import (
     NullBand,
@@ -84,6 +86,8 @@ class Ranking:
             first = ", ".join(scores.top(min(self.top_k, 5, scores.values.numel()))["label"])
             said = f"; {self.gates[n]}" if self.gates else ""
             lines.append(f"  {scores.ablation}: {first}{said}")
+        if self.carriers_note:
+            lines.append(f"  {self.carriers_note}")
         return "\n".join(lines)
 
     @property
@@ -91,6 +95,28 @@ class Ranking:
         """What the gates say of each ablation, in a line; None where none was asked."""
         pairs = zip(self.harmful, self.gates, strict=False)
         return "; ".join(f"{scores.ablation}: {gate}" for scores, gate in pairs) or None
+
+    @property
+    def carriers(self) -> Carriers | None:
+        """Which effects are a head's own and which the ablation writes (`find_carriers`), by all ablations of this
+        ranking; None where that cannot be told, and `carriers_note` says why."""
+        return self._judged if isinstance(self._judged, Carriers) else None
+
+    @property
+    def carriers_note(self) -> str | None:
+        """What `carriers` says of the first heads of each ablation, in a line; None where one ablation stands alone."""
+        if isinstance(self._judged, Carriers):
+            count = min(self.top_k, self.harmful[0].values.numel())
+            tops = [scores.top(count)["label"] for scores in self.harmful]
+            return self._judged.note(list(dict.fromkeys(itertools.chain(*tops))))
+        return f"carriers cannot be told: {self._judged}" if len(self.harmful) > 1 else None
+
+    @cached_property
+    def _judged(self) -> "Carriers | str":
+        try:
+            return find_carriers(self.harmful)
+        except ValueError as reason:  # one removal, a metric without a sign, estimates
+            return str(reason)
 
     @cached_property
     def specificity(self) -> tuple[Specificity | None, ...]:
@@ -120,7 +146,8 @@ class Ranking:
         specificity_low and specificity_high (its bootstrap interval), p_value, q_value (Benjamini-Hochberg over all
         heads), null_high and in_null (whether specificity does not rise above what the null gives). Estimated scores
         are not tested: there these columns are empty, and in_null holds. Behind a gate also noise_ceiling, gate_p
-        (for all heads together) and established; in_null then holds for all heads that are not.
+        (for all heads together) and established; in_null then holds for all heads that are not. Where `carriers` can
+        be told, verdict: what the head's effects under all ablations make of it.
         """
         import pandas
 
@@ -155,6 +182,8 @@ class Ranking:
             for name, grid in columns.items():
                 places = zip(table["layer"], table["head"], strict=True)
                 table[name] = [grid[layer][head] for layer, head in places]
+            if self.carriers is not None:
+                table["verdict"] = table["label"].map(self.carriers.verdicts())
             tables.append(table)
         return pandas.concat(tables, ignore_index=True)
 
@@ -190,8 +219,9 @@ class Ranking:
 
         n_layers, n_heads = self.harmful[0].values.shape
         options = {"k": self.top_k, "n_layers": n_layers, "n_heads": n_heads, **options}
-        if self.gate_note and not options.get("note"):
-            options["note"] = self.gate_note
+        told = self.carriers_note if self.carriers is not None else None
+        notes = [note for note in (options.get("note"), self.gate_note, told) if note]
+        options["note"] = ". ".join(note.rstrip(".") for note in notes) + "." if notes else None
         if not opposing:
             return plot_head_scatter(self.to_frame(), **options)
         sides = {"lower": self.top(options["k"]), "raise": self.opposing(options["k"])}

@@ -81,6 +81,10 @@ class JumpRelu:
 
     threshold: Float[Tensor, " latent"] = field(repr=False)
 
+    def __post_init__(self) -> None:
+        if self.threshold.isnan().any():
+            raise ValueError("a threshold is no number (NaN); the file is damaged")
+
     def __call__(self, outputs: Float[Tensor, "row latent"]) -> Float[Tensor, "row latent"]:
         return outputs.relu() * (outputs > self.threshold)
 
@@ -125,6 +129,7 @@ class Sae:
     def __post_init__(self) -> None:
         d_model, latents = self.encoder.shape
         shapes = {
+            "encoder": (self.encoder, (d_model, latents)),
             "encoder_bias": (self.encoder_bias, (latents,)),
             "decoder": (self.decoder, (latents, d_model)),
             "decoder_bias": (self.decoder_bias, (d_model,)),

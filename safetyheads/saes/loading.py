@@ -47,8 +47,10 @@ def load_sae(folder: str | Path, *, hook: str | None = None, mean_norm: float | 
     for file, read in _READERS.items():
         if (folder / file).is_file():
             return read(folder, hook, mean_norm)
+    names = sorted(path.name.removeprefix("sae-") for path in SHIPPED.glob("sae-*"))
     raise FileNotFoundError(
-        f"{folder} holds none of {', '.join(_READERS)}; give the folder of one SAE, as its library wrote it"
+        f"{folder} holds none of {', '.join(_READERS)}; give the folder of one SAE, as its library wrote it, or a name "
+        f"that comes with the package: {', '.join(names)}"
     )
 
 
@@ -57,17 +59,18 @@ def layer_of(hook: str) -> int:
 
     >>> layer_of("blocks.5.hook_resid_pre"), layer_of("blocks.5.hook_resid_post"), layer_of("layers.5")
     (5, 6, 6)
+    >>> layer_of("model.language_model.layers.7.output"), layer_of("h.3")
+    (8, 4)
     """
     if found := re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hook):
         return int(found[1]) + (found[2] == "post")
     # The output of a decoder layer of Hugging Face, in the spellings of sparsify, Gemma Scope and dictionary_learning.
-    plain = r"(?:model\.)?layers\.(\d+)(?:\.output)?|layer_(\d+)|resid_post_layer_(\d+)"
+    plain = r"(?:\w+\.)*(?:layers|h)\.(\d+)(?:\.output)?|layer_(\d+)|resid_post_layer_(\d+)"
     if found := re.fullmatch(plain, hook):
         return int(next(filter(None, found.groups()))) + 1
     raise ValueError(
         f"hook is {hook!r}, which is no residual stream between two blocks; an SAE of an MLP's or a head's output has "
-        "no "
-        'place on a walk: take one of "blocks.5.hook_resid_pre", "blocks.5.hook_resid_post" or "layers.5"'
+        'no place on a walk: take one of "blocks.5.hook_resid_pre", "blocks.5.hook_resid_post" or "layers.5"'
     )
 
 
@@ -217,7 +220,7 @@ def _sparsify(folder: Path, hook: str | None, mean_norm: float | None) -> Sae:
         raise ValueError(
             f"{folder.name} is a transcoder, which gives another place's activations; take an SAE"
         )
-    said = folder.name if folder.name.startswith(("layers.", "model.layers.")) else None
+    said = folder.name if re.match(r"(?:\w+\.)*(?:layers|h)\.\d", folder.name) else None
     k = int(about["k"])
     rule: Rule = GroupMax(k) if about.get("activation") == "groupmax" else TopK(k)
     named = {

@@ -35,6 +35,7 @@ class FakeRanking:
     harmful: tuple[Any, ...] = ()
     specificity: tuple[Any, ...] = ()
     gates: tuple[Any, ...] = ()
+    carriers_note: str | None = None
 
     def top(self, k: int) -> pandas.DataFrame:
         same = {"dataset": "mine", "model": "m", "metric": "ships", "unit": "nat"}

@@ -8,10 +8,12 @@ import os
 import pickle
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from safetyheads.engine import executors, shards
 from safetyheads.engine.execution import Execution
 from safetyheads.engine.executors import process_map, ray_map
 from safetyheads.engine.shards import cut
@@ -23,7 +25,8 @@ from safetyheads.interventions.ablations import (
 )
 from safetyheads.interventions.writing import save_model
 from safetyheads.metrics import GeneralizedShips, Ships
-from safetyheads.models.opening import load_model
+from safetyheads.models.hooked import ModelSource
+from safetyheads.models.opening import load_model, reopen
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.storage.store import Store
 from tests.jobs import dying_once, square
@@ -133,6 +136,79 @@ def test_a_killed_process_is_replaced_and_the_scores_are_the_local_ones(folder, 
         assert (stored / name).read_bytes() == (
             tmp_path / "local" / stored.name / name
         ).read_bytes(), name
+
+
+class Future:
+    """What an actor has answered."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+
+class PretendedRay:
+    """What of Ray an executor asks, on a cluster that is not there: actors in this process."""
+
+    def __init__(self):
+        self.asked = []
+        self.exceptions = SimpleNamespace(RayTaskError=LookupError, RayError=EOFError)
+
+    def is_initialized(self):
+        return True
+
+    def remote(self, actor):
+        def options(**asked):
+            def make():
+                self.asked.append(asked)
+                made = actor()
+                return SimpleNamespace(
+                    ready=SimpleNamespace(remote=lambda: Future(made.ready())),
+                    run=SimpleNamespace(remote=functools.partial(self.run, made)),
+                )
+
+            return SimpleNamespace(remote=make)
+
+        return SimpleNamespace(options=options)
+
+    def run(self, actor, function, item):
+        return Future(actor.run(function, pickle.loads(pickle.dumps(item))))
+
+    def wait(self, futures, **_options):
+        return futures[:1], futures[1:]
+
+    def get(self, future):
+        return future.answer
+
+    def put(self, value):
+        return value
+
+    def kill(self, actor):
+        pass
+
+
+def test_several_gpus_of_a_worker_are_asked_of_ray_and_get_the_model(folder, local, monkeypatch):
+    ray, opened = PretendedRay(), []
+    monkeypatch.setattr(executors, "_import_ray", lambda: ray)
+    monkeypatch.setattr(shards, "reopen", lambda source: opened.append(source) or reopen(source))
+    shards._open.cache_clear()
+    model = load_model(folder, device_map={"": "cpu"})
+    execution = Execution(executor=ray_map(2, threads=3, gpus_per_worker=4), progress=False)
+    scores = score_heads(model, RAGGED, execution=execution)
+    assert ray.asked == [{"num_cpus": 3, "num_gpus": 4}] * 2
+    assert [source.device_map for source in opened] == [(("", "cpu"),)]
+    assert torch.equal(scores.values, local.values)
+
+
+def test_a_worker_with_several_gpus_places_the_model_over_them():
+    one = ModelSource("a name", "cuda", torch.bfloat16)
+    assert shards.source_over(one, 1, "cuda") == one
+    placed = shards.source_over(one, 2, "cuda")
+    assert (placed.device, placed.device_map, placed.dtype) == ("cpu", "balanced", torch.bfloat16)
+    mine = one._replace(device_map=(("model", 1), ("lm_head", 0)))
+    assert shards.source_over(mine, 2, "cuda") == mine
+    with pytest.raises(ValueError, match=r"2 GPUs.*open it with device_map='balanced'"):
+        shards.source_over(one, 2, "cpu")
+    with pytest.raises(ValueError, match=r"gpus_per_worker is 1\.5"):
+        ray_map(gpus_per_worker=1.5)
 
 
 @needs_ray

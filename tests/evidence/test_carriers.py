@@ -38,6 +38,15 @@ def test_each_verdict_on_effects_that_are_known():
     assert (found[5:] == "nothing").mean() > 0.9
 
 
+def test_a_note_names_each_item_once_and_says_where_prompts_are_too_few():
+    effects = {name: noise(seed=n) - 4 for n, name in enumerate(REMOVALS)}
+    labels = [f"L0H{n}" for n in range(40)]
+    found = judge_effects(effects, labels, "refusal_shift")
+    assert found.note(["L0H3", "L0H1"]) == "carrier: L0H3, L0H1"
+    few = judge_effects({name: some[:, :8] for name, some in effects.items()}, labels, "m")
+    assert few.note(["L0H1"]).endswith("; with 8 prompts no effect can pass alone")
+
+
 def test_of_nothing_few_are_called_effects():
     """Benjamini-Hochberg: with no effect at all, any discovery in at most one of twenty experiments, or so."""
     named = 0

@@ -57,7 +57,7 @@ def test_planted_heads_pass_and_decoys_do_not(kind, metric):
     assert table["established"].sum() == 1
     assert table.loc["L2H3", "specificity"] > table.loc["L2H3", "noise_ceiling"]
     assert table["in_null"].sum() == 23
-    assert "established (L2H3)" in ranking.plot().to_json()
+    assert "established (L2H3)" in ranking.plot(note="A note of the caller's.").to_json()
     assert "established (L2H3)" in ranking.manifest["gate"][0]
 
 

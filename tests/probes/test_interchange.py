@@ -10,6 +10,7 @@ from safetyheads.metrics import RefusalShift, refusal_log_odds
 from safetyheads.probes.interchange import score_interchange
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import PromptSet
+from safetyheads.stats import permutation_p
 from safetyheads.validation.planted import plant
 from tests.oracles import plain
 from tests.zoo import opened, sentence, tokenizer
@@ -59,7 +60,7 @@ def test_swaps_agree_with_plain_passes(name):
             assert found.necessity.per_prompt[head][n].item() == pytest.approx(needed, abs=1e-5)
             assert found.sufficiency.per_prompt[head][n].item() == pytest.approx(enough, abs=1e-5)
     assert found.necessity.values.abs().max() > 1e-2
-    assert found.unmatched.tolist() == [2, 0, 0]
+    assert (found.unmatched.tolist(), found.unlent.tolist()) == ([2, 0, 0], [0, 2, 0])
 
 
 @pytest.mark.parametrize("lender", ["same_side", "stranger"])
@@ -86,6 +87,23 @@ def test_the_planted_head_is_needed_and_suffices_and_the_decoy_is_neither(swappe
     assert found.same_side.values[safety].abs() < 0.5
     assert found.necessity.values[decoy].abs() < 0.5 < -found.stranger.values[safety]
     assert found.q[safety] < 0.25 < found.p[decoy]  # of 8 pairs p is 2/256 at best, times 24 heads
+
+
+@pytest.mark.parametrize("n", [8, 16])
+def test_p_is_uniform_where_harm_is_nothing_to_a_head(n):
+    """Prompts of both sides alike, and an effect that depends on borrower and lender: swapping lenders is fair, though
+    each harmful prompt lends once and borrows once."""
+    random, heads = torch.Generator().manual_seed(n), 1500
+    harmful, harmless = torch.randn(2, heads, n, 3, generator=random)
+    reads = torch.randn(heads, 3, 3, generator=random)
+
+    def effect(lender):
+        return torch.einsum("hni,hij,hnj->hn", harmful, reads, lender - harmful).tanh()
+
+    lenders = InterchangeAblation("same_side").lenders(range(2 * n))[:n]
+    p = permutation_p(effect(harmless) - effect(harmful[:, lenders]), n_resamples=2000)
+    for level, slack in ((0.05, 0.02), (0.5, 0.045)):  # 3.5 standard errors
+        assert (p <= level).double().mean().item() == pytest.approx(level, abs=slack)
 
 
 def test_without_pairs_it_is_refused():

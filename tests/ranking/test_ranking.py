@@ -8,6 +8,7 @@ import plotly.graph_objects
 import pytest
 import torch
 
+from safetyheads.cli.shown import format_table
 from safetyheads.engine.execution import Execution
 from safetyheads.heads import COLUMNS, HeadScores
 from safetyheads.interventions.ablations import (
@@ -20,6 +21,7 @@ from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import PromptSet
 from safetyheads.ranking.ranking import Ranking, rank_safety_heads
+from safetyheads.validation.planted import plant
 from tests.zoo import CONFIGS, opened, random_model, sentence, tokenizer
 
 QUIET = Execution(progress=False)
@@ -279,3 +281,30 @@ def test_heads_that_oppose_are_drawn_in_a_panel_of_their_own(model):
     drawn = [t for t in figure.data if t.x is not None and len(t.x) > 1]
     places = sorted(zip(drawn[-1].x, drawn[-1].y, strict=True))
     assert places == sorted(zip(table["layer"], table["head"], strict=True))
+
+
+def test_a_ranking_tells_what_is_lost_with_a_head_from_what_is_written():
+    planted = plant("one", pairs=12)
+    ranking = rank_safety_heads(
+        planted.model,
+        planted.prompts,
+        ablations=("zero", "mean", "undifferentiated_attention"),
+        top_k=2,
+        execution=QUIET,
+    )
+    (safety,) = map(str, planted.safety)
+    found = ranking.carriers.verdicts()
+    assert found[safety] == "carrier"
+    table = ranking.to_frame()
+    assert table["verdict"].tolist() == [found[label] for label in table["label"]]
+    said = ranking.carriers_note
+    assert said.startswith(f"carrier: {safety}")
+    assert said in repr(ranking)
+    assert safety in ranking.plot(note="first").layout.annotations[-1].text
+    assert "verdict" in format_table(ranking.top())
+
+
+def test_what_cannot_be_told_apart_is_said(ranking):
+    assert ranking.carriers is None
+    assert "carriers cannot be told: " in repr(ranking)
+    assert "verdict" not in ranking.to_frame()

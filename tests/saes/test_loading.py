@@ -282,7 +282,14 @@ def test_what_is_no_sae_of_this_model_is_refused(tmp_path, parts):
         load_sae(saelens(tmp_path, parts | {"b_dec": drawn(5)}))
     with pytest.raises(ValueError, match=r"encoder_bias of .* is not finite"):
         load_sae(saelens(tmp_path, parts | {"b_enc": torch.full((N,), torch.nan)}))
+    with pytest.raises(ValueError, match=r"encoder of .* is not finite"):
+        load_sae(saelens(tmp_path, parts | {"W_enc": torch.full((D, N), torch.nan)}))
+    jumping = parts | {"threshold": torch.full((N,), torch.nan)}
+    with pytest.raises(ValueError, match="threshold is no number"):
+        load_sae(saelens(tmp_path, jumping, architecture="jumprelu"))
     assert layer_of("model.layers.7") == 8
+    with pytest.raises(FileNotFoundError, match="comes with the package: smollm2-135m-layer-1"):
+        load_sae("smollm2-135m-layer-2")
 
 
 def test_the_sae_that_comes_with_the_package_is_read():

@@ -5,6 +5,7 @@ Five roads lead to a model: a known name, that of a sibling, a local folder, a `
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,8 @@ from safetyheads.models.checkpoints.known import (
 )
 from safetyheads.models.checkpoints.reading import check_decoder, read_folder
 from safetyheads.models.checkpoints.unpacked import open_gguf, unpacked_copy
+from safetyheads.models.placement import require_in_memory
+from safetyheads.models.unwrapping import unwrapped
 from safetyheads.storage.cache import cache_folder, sha256_of
 
 
@@ -51,6 +54,8 @@ class _Wanted(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     tokenizer: Any
+    placing: dict[str, Any]
+    """What transformers is told of several devices; empty for one."""
 
 
 def load_checkpoint(
@@ -59,6 +64,8 @@ def load_checkpoint(
     tokenizer: Any = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    max_memory: Mapping[Any, Any] | None = None,
 ) -> Checkpoint:
     """Load a decoder-only language model and its tokenizer.
 
@@ -69,6 +76,8 @@ def load_checkpoint(
         tokenizer: the one to use in place of the source's own.
         device: where the weights go.
         dtype: the weights' type, a torch type or its name; float32 where none is given.
+        device_map: where the parts of a model on several devices go, as transformers takes it, in place of `device`.
+        max_memory: what each device may hold, by device; without a map "balanced" is meant.
 
     Raises:
         ValueError: the name is unknown, the model predicts no next token, weights are missing, cut
@@ -84,7 +93,8 @@ def load_checkpoint(
         ...
     FileNotFoundError: there is no folder or file ./no-such-folder ...
     """
-    wanted = _Wanted(_usable_device(device), _float_type(dtype), tokenizer)
+    placing = _placing(device, device_map, max_memory)
+    wanted = _Wanted(_usable_device(device), _float_type(dtype), tokenizer, placing)
     text = os.fspath(source)
     path = Path(text).expanduser()
     if isinstance(source, str) and text in KNOWN_MODELS:
@@ -119,7 +129,7 @@ def _load_sibling(name: str, wanted: _Wanted) -> Checkpoint:
 
 
 def _load_gguf(path: Path, sha256: str, name: str, source: str, wanted: _Wanted) -> Checkpoint:
-    model, tokenizer = open_gguf(path, sha256, wanted.dtype, wanted.tokenizer)
+    model, tokenizer = open_gguf(path, sha256, wanted.dtype, wanted.tokenizer, **wanted.placing)
     provenance = {"source": source, "file": path.name, "sha256": sha256, "format": "gguf"}
     return _finished(model, tokenizer, name, wanted, provenance)
 
@@ -130,14 +140,18 @@ def _load_folder(
     found = check_folder(folder, source, needs_tokenizer=wanted.tokenizer is None)
     if found.base is not None:
         base = load_checkpoint(
-            found.base, tokenizer=wanted.tokenizer, device=wanted.device, dtype=wanted.dtype
+            found.base,
+            tokenizer=wanted.tokenizer,
+            device=wanted.device,
+            dtype=wanted.dtype,
+            **wanted.placing,
         )
         model, tokenizer = opened_adapter(
             folder, base.model, base.tokenizer, wanted.tokenizer, base.provenance.get("sha256")
         )
         told = {f"base_{key}": value for key, value in base.provenance.items() if key != "dtype"}
     else:
-        model, tokenizer = read_folder(folder, wanted.dtype, wanted.tokenizer)
+        model, tokenizer = read_folder(folder, wanted.dtype, wanted.tokenizer, **wanted.placing)
         told = {}
     provenance = {"source": source, **provenance_of(folder, found, revision), **told}
     return _finished(model, tokenizer, name, wanted, provenance)
@@ -165,7 +179,11 @@ def _finished(
     check_decoder(model.config, provenance["source"])
     if model.config.architectures is None:
         model.config.architectures = [type(model).__name__]
-    model = model.to(wanted.device).eval().requires_grad_(False)
+    if wanted.placing:
+        require_in_memory(model, getattr(model, "hf_device_map", None))
+    else:
+        model = model.to(wanted.device)
+    model = unwrapped(model).eval().requires_grad_(False)
     provenance = {**provenance, "dtype": str(wanted.dtype).removeprefix("torch.")}
     if wanted.tokenizer is not None:
         provenance["tokenizer"] = f"given: {type(tokenizer).__name__}"
@@ -193,6 +211,23 @@ def _usable_device(device: str | torch.device) -> torch.device:
         raise ValueError(
             f"device {str(device)!r} cannot be used here ({reason}); 'cpu' always can"
         ) from error
+
+
+def _placing(
+    device: str | torch.device,
+    device_map: str | Mapping[str, Any] | None,
+    max_memory: Mapping[Any, Any] | None,
+) -> dict[str, Any]:
+    """What transformers is told, once it is known that it can follow."""
+    if device_map is None and max_memory is None:
+        return {}
+    if str(device) != "cpu":
+        raise ValueError(
+            f"device is {str(device)!r} and device_map or max_memory says where the weights go, too; give one of them"
+        )
+    map_ = "balanced" if device_map is None else device_map
+    told: dict[str, Any] = {"device_map": map_ if isinstance(map_, str) else dict(map_)}
+    return told if max_memory is None else {**told, "max_memory": dict(max_memory)}
 
 
 def _looks_like_a_path(text: str) -> bool:

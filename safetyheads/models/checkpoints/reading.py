@@ -18,16 +18,18 @@ from safetyheads.models.checkpoints.settings import config_of
 logger = logging.getLogger(__name__)
 
 
-def read_folder(folder: Path, dtype: torch.dtype, tokenizer: Any = None) -> tuple[Any, Any]:
-    """The model in a folder, and the tokenizer beside it where none is given.
+def read_folder(
+    folder: Path, dtype: torch.dtype, tokenizer: Any = None, **placing: Any
+) -> tuple[Any, Any]:
+    """The model in a folder, and the tokenizer beside it where none is given; `placing` is told to transformers.
 
     Raises ValueError where either cannot be read, or the weights and the config do not belong together.
     """
     tokenizer = read_tokenizer(folder) if tokenizer is None else tokenizer
-    return _read_model(folder, folder, dtype), tokenizer
+    return _read_model(folder, folder, dtype, **placing), tokenizer
 
 
-def read_gguf(header: GgufHeader, dtype: torch.dtype) -> Any:
+def read_gguf(header: GgufHeader, dtype: torch.dtype, **placing: Any) -> Any:
     """The model in a GGUF file, unpacked.
 
     Raises ValueError where it cannot be read, or the file says what cannot be carried over.
@@ -38,7 +40,7 @@ def read_gguf(header: GgufHeader, dtype: torch.dtype) -> Any:
     with quiet_transformers():  # it has opinions about rotary parameters
         config = config_of(header)
     logger.info("unpacking %s: up to a minute, once", path.name)
-    options: dict[str, Any] = {"gguf_file": path.name, "config": config}
+    options: dict[str, Any] = {"gguf_file": path.name, "config": config, **placing}
     if hasattr(transformers, "GgufConfig"):
         # without this, an installed `kernels` package leaves the weights packed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)

@@ -32,7 +32,7 @@ READING = 2
 
 
 def open_gguf(
-    path: Path, sha256: str, dtype: torch.dtype, tokenizer: Any = None
+    path: Path, sha256: str, dtype: torch.dtype, tokenizer: Any = None, **placing: Any
 ) -> tuple[Any, Any]:
     """A GGUF file's model and tokenizer, out of its unpacked copy, which is made where there is none.
 
@@ -59,10 +59,10 @@ def open_gguf(
                 "at another folder.",
                 stacklevel=4,
             )
-            return read_gguf(header, dtype), tokenizer or read_tokenizer(path)
+            return read_gguf(header, dtype, **placing), tokenizer or read_tokenizer(path)
     if tokenizer is None and not has_tokenizer(copy):
         tokenizer = read_tokenizer(path)  # which says why there is none
-    return read_folder(copy, dtype, tokenizer)
+    return read_folder(copy, dtype, tokenizer, **placing)
 
 
 def _tokenizer_in(path: Path, given: Any) -> Any:

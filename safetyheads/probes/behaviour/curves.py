@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,8 +96,18 @@ class RefusalCurve:
         "top - random", "top - baseline", "random - baseline" and, where they were asked, the same of "opposing".
         `difference` is the one rate minus the other, paired by prompt, with the mean over the random draws; `low` and
         `high` its 95 % bootstrap interval over prompts, `p` a two-sided sign-flip permutation p-value, `q`
-        Benjamini and Hochberg's over all rows. The random draws (`draws` of them) are taken as given.
+        Benjamini and Hochberg's over all rows. The random draws (`draws` of them) are taken as given. Tested once for
+        each judge; what comes back is the caller's own.
         """
+        if judge not in self._compared:
+            self._compared[judge] = self._compare(judge)
+        return self._compared[judge].copy()
+
+    @cached_property
+    def _compared(self) -> "dict[str | None, pandas.DataFrame]":
+        return {}
+
+    def _compare(self, judge: str | None) -> "pandas.DataFrame":
         import pandas
 
         said = self.behaviour.verdicts(judge)

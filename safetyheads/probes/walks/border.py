@@ -19,7 +19,7 @@ from safetyheads.inputs import Source, prepare
 from safetyheads.interventions.paths import StraightLine
 from safetyheads.metrics import RefusalShift, refusal_log_odds, refusal_tokens
 from safetyheads.probes.walks import measures
-from safetyheads.probes.walks.sensitivity import Way, described, states_at
+from safetyheads.probes.walks.sensitivity import Way, described, require_layer, states_at
 from safetyheads.progress import bar
 from safetyheads.storage.results import load_result, save_result
 
@@ -126,8 +126,7 @@ def refusal_border(
             "harmful one; give a PromptSet with paired=True"
         )
     harmless = prepare(opened, prompts, side="harmless", template=template)
-    if not 0 <= layer < opened.n_layers:
-        raise ValueError(f"layer is {layer}; {opened.name} has layers 0-{opened.n_layers - 1}")
+    require_layer(layer, opened)
     starts, ends = (
         states_at(opened, side.batch, layer, given=given, progress=False)
         for side in (harmless, harmful)

@@ -16,13 +16,22 @@ OK, SAME, NOT_FINITE = "", "ends alike", "not finite"
 """Why a curve is invalid: its ends are read alike, or it holds what is no number."""
 ALIKE = 1e-4
 """Ends are alike if nearer than this share of what ends are apart on average: rounding then makes the curve."""
+STILL = 1e-5
+"""A walk shorter than this share of the activation's norm goes nowhere: rounding is all there is of it."""
 
 
-def validity(from_start: Curves, to_end: Curves) -> tuple[str, ...]:
-    """Why each curve is invalid; empty for one that is valid."""
+def validity(
+    from_start: Curves, to_end: Curves, moved: Float[Tensor, " prompt"] | None = None
+) -> tuple[str, ...]:
+    """Why each curve is invalid; empty for one that is valid.
+
+    `moved` is the length of each walk over the norm of where it begins: one that goes nowhere has ends alike.
+    """
     finite = (from_start.isfinite() & to_end.isfinite()).all(-1)
     length = from_start[:, -1]
     apart = length > ALIKE * length[finite].mean()
+    if moved is not None:
+        apart &= moved > STILL
     return tuple(
         (OK if far else SAME) if known else NOT_FINITE
         for far, known in zip(apart.tolist(), finite.tolist(), strict=True)

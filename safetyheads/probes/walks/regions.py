@@ -6,6 +6,7 @@ arXiv:2409.17113): a straight line has sharpness 1 and width 0.8.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safetyheads.engine.walk import prepare_walk
+from safetyheads.engine.walk import STEPS_A_ROW, prepare_walk
 from safetyheads.inputs import Source, prepare
 from safetyheads.interventions.paths import Step
 from safetyheads.models.opening import load_model, random_copy
 from safetyheads.probes.walks.readings import Reading, as_reading
-from safetyheads.probes.walks.sensitivity import Sensitivity, states_at, trace_sensitivity
+from safetyheads.probes.walks.sensitivity import (
+    Sensitivity,
+    require_layer,
+    states_at,
+    trace_sensitivity,
+)
+from safetyheads.progress import bar
 from safetyheads.storage.results import load_result, save_result
 
 if TYPE_CHECKING:
@@ -135,20 +142,18 @@ def slice_regions(
     """Read the output on a plane through three prompts' activations.
 
     `points` are on each side of the grid, from -`margin` to 1 + `margin`. Each anchor's distances are measured in its
-    own
-    context: its prompt, with the plane's point in the place of its last token. Other arguments are
-        `trace_sensitivity`'s.
+    own context: its prompt, with the plane's point in the place of its last token. Other arguments are
+    `trace_sensitivity`'s.
 
     Raises ValueError for other than three prompts, activations on one line, and what `trace_sensitivity` raises.
     """
-    from safetyheads.progress import bar
-
     inputs = prepare(model, prompts, template=template)
     opened, batch, reading = inputs.model, inputs.batch, as_reading(read)
-    if len(batch) != 3 or points < 2:
+    if len(batch) != 3 or not isinstance(points, Integral) or points < 2:
         raise ValueError(
             f"{len(batch)} prompts and {points} points a side came; a plane goes through 3, with 2 points or more"
         )
+    require_layer(layer, opened)
     a, b, c = states_at(opened, batch, layer).double()
     line = b - a
     corner = float((line @ (c - a)) / line.square().sum())
@@ -157,23 +162,27 @@ def slice_regions(
         raise ValueError(
             "the three activations lie on one line, or two of them are the same: no plane is theirs; give others"
         )
-    at = torch.linspace(-margin, 1 + margin, points, dtype=torch.float64)
-    plane = a + at[None, :, None] * line + at[:, None, None] * aside
+    axis = torch.linspace(-margin, 1 + margin, points, dtype=torch.float64)
+    plane = a + axis[None, :, None] * line + axis[:, None, None] * aside
     anchors = torch.stack([a, b, c])
     steps = [Step(layer, anchors.float(), 0.0)]
     steps += [Step(layer, x.float().expand(3, -1), 1.0) for x in plane.flatten(0, 1)]
     walk = prepare_walk(opened, batch, steps, reading.layer(opened))
     distances = torch.zeros(3, points, points)
     with bar(3 * len(steps), f"slice, {inputs.label}", "point", progress) as shown:
-        for together, states in walk.run():
-            for prompt, own in zip(together, states, strict=True):
-                found = reading.between(opened, own[1:], own[0]).float().cpu()
-                distances[prompt] = (found / found.max()).view(points, points)
-                shown.update(len(steps))
+        for prompt in range(3):
+            parts = []
+            for begin in range(0, len(steps), STEPS_A_ROW):  # so that the bar moves
+                some = steps[begin : begin + STEPS_A_ROW]
+                parts.append(next(walk.of(prompt, some).run()).states[0])
+                shown.update(len(some))
+            own = torch.cat(parts)
+            found = reading.between(opened, own[1:], own[0]).float().cpu()
+            distances[prompt] = (found / found.max()).view(points, points)
     return RegionSlice(
         distances,
-        at.float(),
-        at.float(),
+        axis.float(),
+        axis.float(),
         corner,
         layer,
         reading.name,

@@ -7,6 +7,7 @@ Synthetic Activations composed of SAE Latents in GPT-2" (Giglemiani et al., arXi
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path as Folder
 from typing import TYPE_CHECKING, Any
 
@@ -215,12 +216,12 @@ def trace_sensitivity(
     label = f"walks, {inputs.label}"
     from_start, to_end = _distances(walk, reading, label, progress)
     start, end = points[0].points, points[-1].points
-    along = torch.stack([(step.points - start).norm(dim=-1) for step in points], 1)
+    along = torch.stack([(step.points - start).norm(dim=-1) for step in points], 1).float().cpu()
     return Sensitivity(
         from_start=from_start,
         to_end=to_end,
-        along=along.float().cpu(),
-        why_invalid=measuring.validity(from_start, to_end),
+        along=along,
+        why_invalid=measuring.validity(from_start, to_end, _moved(along, start)),
         way=type(path).__name__,
         target=about["name"],
         layer=path.layer,
@@ -259,6 +260,20 @@ def states_at(
         return states[torch.arange(len(batch)), batch.lengths - 1].float().cpu()
 
 
+def require_layer(layer: int, model: HookedModel) -> None:
+    """Raise ValueError for what is no layer of a model."""
+    whole = isinstance(layer, Integral) and not isinstance(layer, bool)
+    if not whole or not 0 <= layer < model.n_layers:
+        raise ValueError(f"layer is {layer!r}; {model.name} has layers 0-{model.n_layers - 1}")
+
+
+def _moved(
+    along: Float[Tensor, "prompt step"], start: Float[Tensor, "prompt d_model"]
+) -> Float[Tensor, " prompt"]:
+    """How far each walk goes at most, over the norm of where it begins."""
+    return along.amax(-1) / start.norm(dim=-1).float().cpu().clamp_min(1e-30)
+
+
 def _path(
     inputs: Inputs,
     path: Target | Path | None,
@@ -280,9 +295,17 @@ def _path(
             f"path is a {type(path).__name__}; give a target such as NextPrompt() or RandomDirection(), or a path such "
             "as StraightLine(layer, start, end)"
         )
+    if not callable(way):
+        raise ValueError(
+            f"way is {way!r}; give StraightLine, Arc or functools.partial(FixedSteps, size=...)"
+        )
     model = inputs.model
-    if not 0 <= layer < model.n_layers:
-        raise ValueError(f"layer is {layer}; {model.name} has layers 0-{model.n_layers - 1}")
+    require_layer(layer, model)
+    if (made_for := getattr(target, "layer", layer)) != layer:
+        raise ValueError(
+            f"the walk is at layer {layer}, and the {target.name} is made for what enters layer {made_for}; write "
+            f"layer={made_for}"
+        )
 
     def capture(prompts: Any) -> Tensor:
         others = prepare(model, prompts, template=inputs.batch.template)

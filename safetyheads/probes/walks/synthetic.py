@@ -22,9 +22,11 @@ from safetyheads.interventions.synthetic import (
     top_cosine,
 )
 from safetyheads.interventions.targets import NextPrompt, RandomDirection, Target
+from safetyheads.probes.walks.measures import STILL
 from safetyheads.probes.walks.sensitivity import (
     PLATEAU,
     Sensitivity,
+    require_layer,
     states_at,
     trace_sensitivity,
 )
@@ -139,11 +141,15 @@ def compare_activations(
     The SAE says at which layer. Arguments are `trace_sensitivity`'s; the paper reads "pre_norm". The cosine of
     structured activations is this model's own (`top_cosine`).
 
-    Raises ValueError for an SAE of another width or without frequencies, and what `trace_sensitivity` raises.
+    Raises ValueError for an SAE of another width, of a layer that the model lacks or without frequencies, for prompts
+    that are all alike, and what `trace_sensitivity` raises.
     """
     inputs = prepare(model, prompts, template=template)
     opened, batch, layer = inputs.model, inputs.batch, sae.layer
     require_width(sae, opened.d_model)
+    require_layer(layer, opened)
+    if steps < 2:
+        raise ValueError(f"steps is {steps}; a walk has two ends, so give at least 2")
     states = states_at(opened, batch, layer).clone()
     targets: dict[str, Target] = {
         REAL: NextPrompt(),
@@ -154,7 +160,13 @@ def compare_activations(
     }
     ends = {kind: target.ends(states, lambda _: states) for kind, target in targets.items()}
     aims = matched_normals(states, len(states), seed=seed + 1).to(states)
-    size = REACH * float((aims - states).norm(dim=-1).median()) / (steps - 1)
+    apart = float((aims - states).norm(dim=-1).median())
+    if not apart > STILL * float(states.norm(dim=-1).median()):
+        raise ValueError(
+            f"the {len(states)} prompts have one activation at layer {layer}: nothing random can be drawn around it; "
+            "give prompts that differ in their last tokens"
+        )
+    size = REACH * apart / (steps - 1)
     trace = functools.partial(
         trace_sensitivity, opened, batch, steps=steps, read=read, progress=progress
     )

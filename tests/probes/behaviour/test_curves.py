@@ -7,6 +7,7 @@ from safetyheads.heads import Head, HeadScores
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.ablations import ScalingContribution
 from safetyheads.plots.behaviour import plot_refusal_under_ablation
+from safetyheads.probes.behaviour import curves
 from safetyheads.probes.behaviour.answers import Answer, Behaviour, measure_behaviour
 from safetyheads.probes.behaviour.curves import (
     Arm,
@@ -114,6 +115,16 @@ def test_a_control_that_moves_the_outcome_is_said():
     figure = plot_refusal_under_ablation(table)
     notes = [a.text for a in figure.layout.annotations if a.text and "random heads" in a.text]
     assert notes == ["<i>random heads move this too (1)</i>"] * 2
+
+
+def test_arms_are_compared_once_for_each_judge(monkeypatch):
+    curve = made_up_curve(random=[True] * 24, top=[False] * 24)
+    calls, real = [], curves.permutation_p
+    monkeypatch.setattr(curves, "permutation_p", lambda some: calls.append(1) or real(some))
+    first = curve.differences()
+    first["q"] = 2.0  # what the caller got is its own
+    curve.to_frame(), curve.control_note
+    assert (len(calls), curve.differences()["q"].max() <= 1) == (1, True)
 
 
 def test_a_neutral_control_is_called_so():

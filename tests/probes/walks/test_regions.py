@@ -1,6 +1,7 @@
 """Do regions and planes say what is put into them, with the random copy always beside?"""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,6 +99,10 @@ def test_no_plane_goes_through_less_than_three(llama):
         slice_regions(llama, RAGGED[:2])
     with pytest.raises(ValueError, match="on one line"):
         slice_regions(llama, [RAGGED[0], RAGGED[1], RAGGED[0]])
+    with pytest.raises(ValueError, match=r"layer is 9; .* has layers 0-3"):
+        slice_regions(llama, RAGGED, layer=9)
+    with pytest.raises(ValueError, match=r"2\.5 points a side"):
+        slice_regions(llama, RAGGED, points=2.5)
 
 
 def test_a_bag_of_latents_keeps_how_active_they_are_and_takes_none_twice(sae):
@@ -150,6 +155,13 @@ def test_an_sae_that_cannot_make_activations_is_refused(sae, llama):
               frequencies=torch.zeros(N).index_fill(0, torch.arange(3), 0.1))  # fmt: skip
     with pytest.raises(ValueError, match="3 latents of SAE are ever active"):
         SaeBaseline(few).ends(STATES, lambda _: STATES)
+    for target in (SaeStructured(sae), SaeBaseline(sae), SaeReconstruction(sae)):
+        with pytest.raises(ValueError, match="is made for what enters layer 1; write layer=1"):
+            trace_sensitivity(llama, RAGGED, target, layer=2)
+    with pytest.raises(ValueError, match=r"layer is 9; .* has layers 0-3"):
+        compare_activations(llama, RAGGED, replace(sae, layer=9))
+    with pytest.raises(ValueError, match="have one activation at layer 1"):
+        compare_activations(llama, [RAGGED[0]] * 2, sae)
     ends = SaeReconstruction(sae).ends(STATES, lambda _: STATES)
     torch.testing.assert_close(ends, sae.decode(sae.encode(STATES.roll(-1, 0))))
 

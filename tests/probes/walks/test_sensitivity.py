@@ -174,6 +174,8 @@ def test_invalid_curves_are_counted_and_shown(llama):
     assert "1 invalid" in repr(traced)
     assert traced.curve()["invalid"].tolist() == [1] * 4
     assert traced.quartiles("width").valid == 2
+    # Walks that go nowhere are no longer told by what others come to, and rounding is no curve.
+    assert quiet(model, RAGGED, TowardPrompts(RAGGED), steps=4).invalid.all()
     states = states_at(model, prepare(model, RAGGED).batch, 1).clone()
     states[1] = torch.nan
     broken = quiet(model, RAGGED, StraightLine(1, states, states.roll(-1, 0)), steps=4)
@@ -209,6 +211,15 @@ def test_what_cannot_be_walked_is_refused(llama):
         quiet(model, RAGGED, AlongDirection(torch.ones(23), 1.0))
     with pytest.raises(ValueError, match="a positive length"):
         AlongDirection(torch.ones(24), 0.0)
+    with pytest.raises(ValueError, match="a positive length, finite"):
+        AlongDirection(torch.ones(24), float("inf"))
+    with pytest.raises(ValueError, match=r"count is 2\.5; a line has two ends"):
+        quiet(model, RAGGED, steps=2.5)
+    for layer in (True, 1.5, "1"):
+        with pytest.raises(ValueError, match=f"layer is {layer!r}; .* has layers 0-3"):
+            quiet(model, RAGGED, layer=layer)
+    with pytest.raises(ValueError, match=r"way is 'arc'; give StraightLine"):
+        quiet(model, RAGGED, way="arc")
     batch = prepare(model, RAGGED).batch
     with pytest.raises(ValueError, match=r"2 steps at the layers \[1, 2\]"):
         prepare_walk(model, batch, [Step(1, states, 0.0), Step(2, states, 1.0)], 3)
