@@ -243,6 +243,24 @@ class Experiment:
             places |= set(means[1].argsort(descending=True, stable=True)[: count // 2].tolist())
         return sorted(places)
 
+    def named(self) -> dict[str, tuple[Head, ...]]:
+        """The groups of five that zero ablation and undifferentiated attention name, and the one that opposes."""
+        found = {
+            ablation: heads
+            for _, ablation, heads, decisive in itertools.islice(self.conditions(("zero", UA)), 3)
+            if heads and decisive
+        }
+        opposes = next(c for c in self.conditions(("zero", UA)) if "raising" in c.name)
+        return {**found, "opposing": opposes.heads}
+
+    def swapped(self) -> Tensor:
+        """Refusal shift by interchange of the heads in these groups only, [head, pair], on the first pairs."""
+        file = self.folder / "sweeps" / "interchange of named.pt"
+        if not file.exists():
+            heads = sorted(set(sum(self.named().values(), ())))
+            torch.save(self._sweep(self.first, "interchange", heads), file)
+        return torch.load(file)[0]
+
     def specific(self) -> tuple[Tensor, Tensor]:
         """Refusal shift under zero ablation, [head, pair], on the harmful and on the harmless prompts of the pairs that
         had no part in choosing the heads that are run here."""
@@ -438,12 +456,30 @@ class Experiment:
                 if self.others is not None
             },
             "correlations": correlations({n: some[..., :first] for n, some in scores.items()}),
+            "interchange of named": self._there(self.effects),
             "specificity": specificities(self._there(self.specific), self.model.n_heads),
             "scaling less zero, largest": self._there(self.scaling),
             "tokens": NEW_TOKENS,
             "answers": conditions,
             "utility": [list(row) for row in dict.fromkeys(map(tuple, useful))],
         }
+
+    def effects(self) -> list[list[Any]]:
+        """Of the named groups: heads, ablation, the sum of what each head does alone [nat] with its 95 % interval over
+        pairs, p by flipping signs, and pairs; interchange beside zero ablation and undifferentiated attention."""
+        if not (self.folder / "sweeps" / "interchange of named.pt").exists():
+            return []
+        rows = []
+        swept = {name: self.swept(name)[0, :, : self.setting.first] for name in ("zero", UA)}
+        for name, heads in self.named().items():
+            places = [head.layer * self.model.n_heads + head.head for head in heads]
+            for ablation, scores in {**swept, "interchange": self.swapped()}.items():
+                effect = scores[places].double().sum(0)
+                low, high = bootstrap_interval(effect)
+                numbers = (effect.mean(), low, high, permutation_p(effect))
+                rounded = [float(f"{float(x):.3g}") for x in numbers]
+                rows.append([name, " ".join(map(str, heads)), ablation, *rounded, len(effect)])
+        return rows
 
     def _there(self, made: Callable[[], Any]) -> Any:
         """What is in the folder already, or None."""
@@ -537,6 +573,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=8)
+    what = "interchange, of the heads that the rankings name only: a minute"
+    parser.add_argument("--named", action="store_true", help=what)
     parser.add_argument("--record", type=Path, help="write what there is, and run nothing")
     options = parser.parse_args()
     setting = SETTINGS[options.model]
@@ -547,7 +585,7 @@ def main() -> None:
         options.record.write_text(json.dumps(experiment.record(), separators=(",", ":")) + "\n")
         return
     with contextlib.suppress(OutOfTime):
-        experiment.run()
+        (experiment.swapped if options.named else experiment.run)()
 
 
 if __name__ == "__main__":

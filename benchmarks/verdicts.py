@@ -193,6 +193,15 @@ class Experiment:
             rows.append((name, n, spearman(predicted, change).item(), *spans[0], *spans[-1]))
         return pandas.DataFrame(rows, columns=columns)
 
+    def swapped(self) -> str:
+        """What interchange does to the groups that the other ablations name, in words."""
+        said = []
+        for name, _, ablation, value, low, high, *_ in self.record.get("interchange of named", ()):
+            if ablation == "interchange" and name != "opposing":
+                span = _interval({"value": value, "low": low, "high": high})
+                said.append(f"{span} nat on those of {_words(name)}")
+        return "interchange does " + ", ".join(said) if said else "interchange was not run"
+
     def place(self, head: Head) -> int:
         """A head's place in a list of scores."""
         return head.layer * int(self.record["heads"][1]) + head.head
@@ -368,8 +377,8 @@ def measured(experiment: Experiment) -> list[dict[str, Any]]:
                 "ran": "refusals with zero ablation's first five heads zeroed; by the claim as many as with others",
                 "number": count("zero, refusal_shift, top 5", "zero"),
                 "control": drawn("zero"),
-                "why": "zero ablation, without interchange, named heads that refusal needs; interchange was run on two "
-                "groups only ([carriers](carriers.md))",
+                "why": "zero ablation, without interchange, named heads that refusal needs; "
+                f"{experiment.swapped()}; all heads were not swept by interchange",
             }
         )
     return rows
@@ -434,6 +443,9 @@ def main() -> None:
         print(experiment.comparisons().to_string(float_format="%.3g"))
         print(experiment.predictions().to_string(float_format="%.3g"))
         print({name: experiment.random(name) for name in ("zero", UA)})
+        names = ["group", "heads", "ablation", "sum", "low", "high", "p", "pairs"]
+        table = pandas.DataFrame(experiment.record.get("interchange of named", ()), columns=names)
+        print(table.to_string(index=False))
         names = ["head", "harmful", "harmless", "apart", "low", "high", "p", "q", "pairs"]
         table = pandas.DataFrame(experiment.record.get("specificity", ()), columns=names)
         print(table.sort_values("harmful").to_string(index=False))

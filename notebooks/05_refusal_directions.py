@@ -55,7 +55,7 @@ from safetyheads import (
 )
 
 MODEL = os.environ.get("SAFETYHEADS_NOTEBOOK_MODEL", "smollm2-135m-ssft")
-PAIRS = int(os.environ.get("SAFETYHEADS_NOTEBOOK_TRAIN", "10"))
+PAIRS = int(os.environ.get("SAFETYHEADS_NOTEBOOK_TRAIN", "8"))
 BASE, SIBLINGS = "smollm2-135m-instruct", {"at": "smollm2-135m-at", "lat": "smollm2-135m-lat"}
 TINY = "SAFETYHEADS_NOTEBOOK_MODEL" in os.environ
 if TINY:
@@ -104,13 +104,13 @@ table.query("layer == @layer and component <= 2")[[*columns, "outlier_share"]].r
 plot_component_cosines(table)
 
 # %%
-some = sorted({1, layer // 2 or 1, layer, model.n_layers - 1})
+some = sorted({layer // 2 or 1, layer, 3 * model.n_layers // 4})
 plot_planes(spectrum.points(), some)
 
 # %% [markdown]
 # ## Which place does refusal rest on?
 #
-# Every layer and every token of the template's end gives a candidate. Ablated, it should leave no
+# Each of three layers and each token of the template's end gives a candidate. Ablated, it should leave no
 # refusal on harmful prompts (`bypass`) and change nothing on harmless ones (`kl`); added, it should
 # bring refusal (`induce`). `only_expected=False` keeps the prompts that the model does not refuse.
 
@@ -191,9 +191,9 @@ along.conditions().round(3)
 # ## Does it carry over?
 #
 # Each model's direction is ablated from each of the three that refuse. The base, which does not refuse, gives one too;
-# a copy with random weights gives one that means nothing. Directions are of JailbreakBench's even rows, at the layer
-# that docs/siblings.md found on these; answers are to harmful odd rows, which none of the models learnt from. They
-# have twelve tokens: at fewer, long refusals are cut before a judge can know them.
+# a copy with random weights gives one that means nothing. Directions are of every fourth row of JailbreakBench, at the
+# layer of docs/siblings.md; answers are to harmful odd rows. None of the models learnt from either. Answers have twelve
+# tokens: at fewer, long refusals are cut before a judge can know them.
 
 # %%
 asked = load_prompts("jailbreakbench")
@@ -208,15 +208,16 @@ def rows(name, chosen):
 
 
 above = 3 * model.n_layers // 4
-even, odd = rows("even rows", range(0, 60, 2)), rows("odd rows", range(1, 100, 12))
+learned = rows("every fourth row", range(0, 100, max(1, len(asked) // 25)))
+odd = rows("odd rows", range(1, 100, 12))
 targets = {"ssft": model} | {name: load_model(sibling) for name, sibling in SIBLINGS.items()}
 models = {"base": load_model(BASE), **targets, "random weights": random_copy(model, seed=1)}
 place = {"layer": above, "progress": False}
-sources = {name: refusal_direction(one, even, **place) for name, one in models.items()}
+sources = {name: refusal_direction(one, learned, **place) for name, one in models.items()}
 transfer = transfer_matrix(
     targets,
     sources,
-    odd.limit(2 if TINY else 9),
+    odd.limit(2 if TINY else 8),
     decoding=Decoding(2 if TINY else 12),
     sides="harmful",
     progress=False,
@@ -245,11 +246,10 @@ pandas.DataFrame({a: {b: float(unit[a] @ unit[b]) for b in unit} for a in unit})
 # others.
 
 # %%
-third = rows("a third", range(0, 100, max(1, len(asked) // 33)))
 spectra = {
     name: refusal_spectrum(
         one,
-        third,
+        learned,
         layers=above,
         components=2,
         resampling=Resampling(30),

@@ -20,7 +20,7 @@
 #
 # And where, on the way from a harmless request to a harmful one, does a model that was taught to refuse begin to?
 #
-# About two minutes on two cores; `SAFETYHEADS_NOTEBOOK_PROMPTS` sets how many walks.
+# About a minute on two cores; `SAFETYHEADS_NOTEBOOK_PROMPTS` sets how many walks.
 
 # %%
 import functools
@@ -97,7 +97,7 @@ plot_regions(regions.table(), "parameters")
 
 # %%
 ways = {
-    "straight": trace_sensitivity(model, windows),
+    "straight": regions.trained,
     "arc": trace_sensitivity(model, windows, way=Arc),
     "to random": trace_sensitivity(model, windows, RandomDirection()),
     "steps of one size": trace_sensitivity(
@@ -122,28 +122,32 @@ plot_region_slices(planes, ["trained", "random weights"])
 # ## Is refusal such a region?
 #
 # A model that was taught to refuse (docs/siblings.md), and JailbreakBench's matched pairs, which it did not learn from.
-# Each harmless request's activation is walked into the harmful one's, before a middle layer and before a high one, and
-# the log-odds that the answer begins with a refusal are read. Notebook 10 asks which heads make the border.
+# Each harmless request's activation is walked into the harmful one's, three quarters up, and the log-odds that the
+# answer begins with a refusal are read. Notebook 10 asks which heads make the border.
 
 # %%
 refusing, every = load_model(REFUSING), load_prompts("jailbreakbench")
-rows = range(1, len(every), max(1, len(every) // 12))[:COUNT]
+rows = range(1, len(every), max(1, len(every) // 8))[:COUNT]
 sides = (tuple(side[n] for n in rows) for side in (every.harmful, every.harmless))
-pairs = PromptSet("every eighth pair", *sides, paired=True)
-layers = [refusing.n_layers // 2, 3 * refusing.n_layers // 4]
-borders = {f"layer {layer}": refusal_border(refusing, pairs, layer, steps=31) for layer in layers}
-print(*borders.values(), sep="\n")
-plot_border(pandas.concat([one.table().assign(at=at) for at, one in borders.items()]), group="at")
+pairs = PromptSet("every twelfth pair", *sides, paired=True)
+border = refusal_border(refusing, pairs, 3 * refusing.n_layers // 4, steps=31)
+print(border)
+border.table()[["start", "end", "harmful", "crossing", "sharpness", "width"]].round(2)
 
 # %%
-pandas.concat([one.table() for one in borders.values()]).groupby("layer")[
-    ["start", "end", "harmful", "crossing", "sharpness", "width"]
-].median().round(2)
+plot_border(border.table(), group="model")
 
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - Plateaus with a border between them are learnt where the copy with random weights shows a straight line (sharpness
-#   about 1, width about 0.8) and the trained model does not (docs/stable-regions.md has 200 walks).
+# - Plateaus with a border between them are learnt: sharpness 5.6 and width 0.57 in the trained model, 1.08 and 0.80 in
+#   the copy with random weights, where a straight line has 1 and 0.8. (Twelve walks; docs/stable-regions.md has 200.)
+# - The norm is no part of it (the arc has the same border), nor is what the walk leads to: a covariance-matched random
+#   activation lies behind a border too. One unit of the way, in steps of one size, is too short to reach any.
+# - The plane shows the same in two dimensions: flat red, green and violet with a border in the trained model, an even
+#   blend in the copy.
+# - Refusal has no such border here. Of nine ways to a harmful prompt, four begin without a refusal and one ends in one,
+#   and the log-odds change at a width of 0.68 to 0.80, nearly as evenly as a straight line. Five harmless prompts lean
+#   to a refusal from the start, which says how coarsely this model tells them apart.
 # - A sharpness belongs to its number of steps, its layer and its prompts; compare within one run.
 # - Nothing here says that a region *means* something: that takes what the outputs on either side are.

@@ -14,7 +14,7 @@ from tests import zoo
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 MODEL_VARIABLE = "SAFETYHEADS_NOTEBOOK_MODEL"
-NOT_RUN = ("05_refusal_directions", "06_stable_regions", "10_refusal_border")
+NOT_RUN = ("05_refusal_directions", "10_refusal_border")
 """Notebooks that are stored without what comes out: run them (make notebooks) and take them off this list."""
 PLOTLY = "application/vnd.plotly.v1+json"
 SMALL = {"TRAIN": "7", "PAIRS": "3", "PROMPTS": "3", "STEPS": "4"}
@@ -149,7 +149,7 @@ def check_stable_regions(names, printed):
     assert "mirror" in printed
     assert names["ways"]["arc"].way == "Arc"
     assert len(names["planes"]) == 2
-    assert len(names["borders"]) == 2
+    assert names["border"].log_odds.shape == (2, 31)
 
 
 def check_refusal_border(names, printed):
@@ -202,7 +202,7 @@ def test_the_stored_notebook_is_its_source(source):
 def test_the_stored_notebooks_are_small():
     sizes = {path.name: path.stat().st_size for path in NOTEBOOKS.glob("*.ipynb")}
     assert len(sizes) == len(CHECKS)
-    assert sum(sizes.values()) < 3_000_000, sizes
+    assert sum(sizes.values()) < 4_500_000, sizes
 
 
 def test_the_code_in_the_readme_runs(tiny_model, tiny_data, tmp_path, monkeypatch):
