@@ -52,7 +52,7 @@ demo: $(STAMP)
 	@$(BIN)/safetyheads demo
 
 test: $(STAMP)
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
