@@ -1,8 +1,9 @@
-"""What is checked at run time? The shapes and types of every function, in its first calls of each test.
+"""What is checked at run time? Functions with a shape in their signature, in their first calls of each test.
 
 jaxtyping has the parameters checked before a call, and together with what comes back after it; the second look sees all
 that the first one does. Functions inside functions are made anew at every call, and checking them costs more than they.
-A function that a test calls a thousand times is not asked a thousand times. All of that took half of the suite's time.
+A function that a test calls a thousand times is not asked a thousand times, and one without shapes is mypy's to check.
+All of that took half of the suite's time.
 `test_types.py` shows that a wrong shape is still seen.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 import jaxtyping
 from beartype import beartype
 
-CALLS = 5
+CALLS = 2
 """How many calls of a function are checked in each test."""
 called: collections.Counter[Callable[..., Any]] = collections.Counter()
 """How often each function was called in this test: `conftest.py` empties it before the next one."""
@@ -31,20 +32,29 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
     return beartype(function) if with_result else function
 
 
+def names_a_shape(function: Callable[..., Any]) -> bool:
+    """Whether a parameter or the result is an array of a written shape."""
+    return any("jaxtyping." in repr(hint) for hint in function.__annotations__.values())
+
+
 def sparing(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
     """jaxtyping's decorator, for the first calls of a function."""
 
     def decorate(thing: Any) -> Any:
         if not inspect.isfunction(thing):
             return everywhere(typechecker=typechecker)(thing)
-        if "<locals>" in thing.__qualname__:
+        if "<locals>" in thing.__qualname__ or not names_a_shape(thing):
             return thing
-        checked = everywhere(typechecker=typechecker)(thing)
+        checked: list[Callable[..., Any]] = []
 
-        @functools.wraps(checked)
+        @functools.wraps(thing)
         def function(*args: Any, **kwargs: Any) -> Any:
             called[thing] += 1
-            return (checked if called[thing] <= CALLS else thing)(*args, **kwargs)
+            if called[thing] > CALLS:
+                return thing(*args, **kwargs)
+            if not checked:
+                checked.append(everywhere(typechecker=typechecker)(thing))
+            return checked[0](*args, **kwargs)
 
         return function
 

@@ -5,11 +5,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from safetyheads import PromptSet, progress
 from safetyheads.engine.execution import Execution
+from safetyheads.probes.behaviour.generation import Decoding
+from safetyheads.probes.directions.selection import select_direction
+from safetyheads.probes.directions.transfer import transfer_matrix
+from safetyheads.probes.groups import GroupSearch, search_heads
 from safetyheads.ranking.ranking import rank_safety_heads
 from tests import zoo
+
+HARMFUL, HARMLESS = (tuple(zoo.sentence(5, 6 + n, 7, at) for n in range(3)) for at in (8, 9))
 
 
 @pytest.fixture
@@ -21,7 +28,7 @@ def drawn(monkeypatch):
     def spied(*given, **look):
         bar = made(*given, **look)
         close = bar.close
-        bar.close = lambda: (ends.append((bar.desc, bar.n, bar.total)), close())
+        bar.close = lambda: (ends.append((bar.desc, bar.n, bar.total, given[0])), close())
         return bar
 
     monkeypatch.setattr(progress, "_bar", spied)
@@ -30,16 +37,47 @@ def drawn(monkeypatch):
 
 @pytest.mark.parametrize("method", ["raced", "screened"])
 def test_a_ranking_has_one_bar_that_ends_at_its_end(drawn, method, capsys):
-    harmful, harmless = (tuple(zoo.sentence(5, 6 + n, 7, at) for n in range(3)) for at in (8, 9))
-    dataset = PromptSet("mine", harmful, harmless, paired=True)
+    dataset = PromptSet("mine", HARMFUL, HARMLESS, paired=True)
     asked = {"metric": "ships", "method": method, "top_k": 2}
     rank_safety_heads(zoo.opened("llama"), dataset, execution=Execution(progress=True), **asked)
-    ((label, done, total),) = drawn
+    ((label, done, total, _),) = drawn
     assert label.startswith("ranking ")
     assert done == total > 0
     shown = capsys.readouterr().err
     assert "harmless" in shown  # which part runs stands beside it
     assert "pass/s" not in shown
+
+
+def searched(model, prompts):
+    few = GroupSearch(steps=2, samples=2, pair_heads=3)
+    search_heads(model, prompts, few, execution=Execution(progress=True))
+
+
+def selected(model, prompts):
+    told = {"layers": 2, "positions": -1, "only_expected": False}
+    other = PromptSet("other", (zoo.sentence(5, 11, 7),), (zoo.sentence(5, 12, 7),) * 2)
+    select_direction(model, prompts, other, execution=Execution(progress=True), **told)
+
+
+def transferred(model, prompts):
+    sources = {"one": torch.ones(model.d_model), "two": torch.arange(1.0, model.d_model + 1)}
+    told = {"decoding": Decoding(2), "sides": "harmful", "progress": True}
+    transfer_matrix({"llama": model}, sources, prompts, **told)
+
+
+@pytest.mark.parametrize(
+    ("work", "labels"),
+    [
+        (searched, ["search, "]),
+        (selected, ["reading, ", "selecting, "]),
+        (transferred, ["transfer, "]),
+    ],
+)
+def test_work_of_several_parts_has_one_bar_whose_length_is_known_at_the_start(drawn, work, labels):
+    work(zoo.opened("llama"), PromptSet("mine", HARMFUL, HARMLESS, paired=True))
+    assert [bar[0][: len(label)] for bar, label in zip(drawn, labels, strict=True)] == labels
+    _, done, _, expected = drawn[-1]
+    assert done == expected > 0
 
 
 def test_a_whole_follows_what_its_parts_come_to():

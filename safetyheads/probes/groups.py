@@ -10,6 +10,7 @@ the same number of random heads of the same layers, the interaction of each pair
 less than the whole, and what the model does with nothing but the group.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, islice
@@ -28,6 +29,7 @@ from safetyheads.inputs import Side, Source, prepare
 from safetyheads.interventions.ablations import Ablation
 from safetyheads.interventions.site import Variant
 from safetyheads.metrics import Metric
+from safetyheads.progress import whole
 from safetyheads.storage.files import write_whole
 from safetyheads.storage.results import load_result, old_record, save_result
 
@@ -236,6 +238,17 @@ def search_heads(
         raise ValueError(
             f"steps is {search.steps}; {inputs.model.name} has {len(everyone)} heads: take from 1 to one less"
         )
+    sweeps = sum(len(everyone) - step for step in range(search.steps))
+    pairs = math.comb(max(search.pair_heads, search.steps), 2)
+    sweeps += search.steps * search.samples + pairs + search.samples + 2
+    label = f"search, {measurement.label}"
+    with whole(sweeps * len(inputs.batch), label, execution.progress):
+        return _searched(measurement, search, execution)
+
+
+def _searched(measurement: Measurement, search: GroupSearch, execution: Execution) -> HeadGroup:
+    """The search itself, inside its one bar."""
+    everyone, n_heads = measurement.heads(), measurement.inputs.model.n_heads
     scorer = _Scorer(measurement, execution)
     group, candidates = _search(scorer, search.steps)
     alone = candidates[0]
@@ -243,7 +256,7 @@ def search_heads(
     tried = tuple(dict.fromkeys([*group, *(everyone[n] for n in order)]))
     tried = tried[: max(search.pair_heads, search.steps)]
     pairs = list(combinations(range(len(tried)), 2))
-    drawn = list(islice(heads_like(group, inputs.model.n_heads, search.seed), search.samples))
+    drawn = list(islice(heads_like(group, n_heads, search.seed), search.samples))
     kept = [tuple(head for head in everyone if head not in g) for g in (group, *drawn)]
     scores = scorer.groups(
         [

@@ -220,9 +220,8 @@ class Ranking:
         n_layers, n_heads = self.harmful[0].values.shape
         options = {"k": self.top_k, "n_layers": n_layers, "n_heads": n_heads, **options}
         told = self.carriers_note if self.carriers is not None else None
-        options["note"] = (
-            " ".join(filter(None, (options.get("note"), self.gate_note, told))) or None
-        )
+        notes = [note for note in (options.get("note"), self.gate_note, told) if note]
+        options["note"] = ". ".join(note.rstrip(".") for note in notes) + "." if notes else None
         if not opposing:
             return plot_head_scatter(self.to_frame(), **options)
         sides = {"lower": self.top(options["k"]), "raise": self.opposing(options["k"])}

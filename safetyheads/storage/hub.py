@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import queue
 import ssl
 import threading
 import urllib.error
@@ -23,25 +24,27 @@ def hub_answers(seconds: float | None = None) -> bool:
     if hub_forbidden():
         return False
     patience = HUB_PATIENCE if seconds is None else seconds
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(hub_request(hub_endpoint(), "HEAD"), timeout=patience).close()
-        except urllib.error.HTTPError as error:
-            if error.code >= 500 or error.code in _BLOCKED:
-                return
-        except urllib.error.URLError as error:
-            # a certificate unknown here may be known to huggingface_hub
-            if not isinstance(error.reason, ssl.SSLError):
-                return
-        except (OSError, http.client.HTTPException, ValueError):
-            return
-        answered.set()
-
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
     # in a thread, because looking up a name obeys no timeout
-    threading.Thread(target=ask, daemon=True).start()
-    return answered.wait(patience)
+    threading.Thread(target=lambda: answers.put(_answer(patience)), daemon=True).start()
+    try:
+        return answers.get(timeout=patience)
+    except queue.Empty:
+        return False
+
+
+def _answer(patience: float) -> bool:
+    """What the Hub says to one question, or that it says nothing."""
+    try:
+        urllib.request.urlopen(hub_request(hub_endpoint(), "HEAD"), timeout=patience).close()
+    except urllib.error.HTTPError as error:
+        return error.code < 500 and error.code not in _BLOCKED
+    except urllib.error.URLError as error:
+        # a certificate unknown here may be known to huggingface_hub
+        return isinstance(error.reason, ssl.SSLError)
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+    return True
 
 
 def hub_silence() -> str:

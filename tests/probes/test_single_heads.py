@@ -7,7 +7,6 @@ import numpy
 import pytest
 import torch
 
-from safetyheads.engine.execution import Execution
 from safetyheads.engine.measurement import measure
 from safetyheads.engine.sweep import sweep
 from safetyheads.heads import Head
@@ -134,9 +133,8 @@ def test_resample_ablation_writes_another_prompts_z_token_by_token(zoo):
 def test_a_score_does_not_depend_on_what_shares_the_batch(zoo, prompts):
     plain, model = zoo
     expected = undifferentiated_kl(plain, ids_of(prompts))
-    assert gap(score_heads(model, prompts, execution=Execution(rows=64)), expected) <= TOLERANCE
     measurement = measure(prepare(model, prompts))
-    for rows, some in ((1, slice(0, 8, 3)), (5, slice(1, 8, 2))):
+    for rows, some in ((64, slice(0, 8)), (1, slice(0, 8, 3)), (5, slice(1, 8, 2))):
         heads = [Head(*at) for at in CHECKED[some]]
         swept = sweep(measurement, measurement.variants(heads), rows=rows)
         assert (swept.readings - expected[some]).abs().max() <= TOLERANCE

@@ -44,7 +44,9 @@ def server(monkeypatch):
 )
 def test_an_answer_is_told_from_a_block(server, status, answers):
     server.status = status
-    assert hub.hub_answers(5.0) == answers
+    started = time.monotonic()
+    assert hub.hub_answers(20.0) == answers
+    assert time.monotonic() - started < 10, "an answer of any kind ends the waiting"
     assert server.asked == 1
 
 
@@ -68,4 +70,6 @@ def test_a_hub_that_accepts_and_never_answers_costs_seconds(monkeypatch):
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "no address at all"])
 def test_a_port_that_refuses_and_an_address_that_is_none(monkeypatch, endpoint):
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    assert not hub.hub_answers(5.0)
+    started = time.monotonic()
+    assert not hub.hub_answers(20.0)
+    assert time.monotonic() - started < 10

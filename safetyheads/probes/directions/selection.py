@@ -28,6 +28,7 @@ from safetyheads.models.hooked import HookedModel
 from safetyheads.models.opening import load_model
 from safetyheads.probes.directions.direction import MEAN_DIFFERENCE, Direction
 from safetyheads.probes.directions.sides import read_sides
+from safetyheads.progress import whole
 from safetyheads.prompts import PromptSet, load_prompts
 from safetyheads.storage.results import load_result, save_result
 
@@ -235,25 +236,27 @@ def select_direction(
     outcome = Outcome() if outcome is None else outcome
     how: dict[str, Any] = {"template": template, "execution": execution}
     odds, used = {}, {}
-    for name, found in sets.items():
-        every = torch.ones(len(found.harmful)), torch.ones(len(found.harmless))
-        keep = [part > 0 for part in every]
-        if only_expected or name == "validation":
-            odds[name] = _untouched(opened, found, outcome, **how)
-        if only_expected:
-            keep = [odds[name][0] > 0, odds[name][1] < 0]
-            odds[name] = (odds[name][0][keep[0]], odds[name][1][keep[1]])
-        for side, kept in zip(("harmful", "harmless"), keep, strict=True):
-            used[f"{name} {side}"] = (int(kept.sum()), len(kept))
-        sets[name] = _kept(found, keep, name)
-    sides = read_sides(
-        opened,
-        sets["train"],
-        layers=layers,
-        positions=positions,
-        template=template,
-        progress=execution.progress,
-    )
+    prompts = sum(len(found.harmful) + len(found.harmless) for found in sets.values())
+    with whole(2 * prompts, f"reading, {opened.name}", execution.progress):
+        for name, found in sets.items():
+            every = torch.ones(len(found.harmful)), torch.ones(len(found.harmless))
+            keep = [part > 0 for part in every]
+            if only_expected or name == "validation":
+                odds[name] = _untouched(opened, found, outcome, **how)
+            if only_expected:
+                keep = [odds[name][0] > 0, odds[name][1] < 0]
+                odds[name] = (odds[name][0][keep[0]], odds[name][1][keep[1]])
+            for side, kept in zip(("harmful", "harmless"), keep, strict=True):
+                used[f"{name} {side}"] = (int(kept.sum()), len(kept))
+            sets[name] = _kept(found, keep, name)
+        sides = read_sides(
+            opened,
+            sets["train"],
+            layers=layers,
+            positions=positions,
+            template=template,
+            progress=execution.progress,
+        )
     vectors = sides.mean_differences().float()
     grid = vectors.shape[:2]
     flat = vectors.flatten(0, 1)
@@ -265,9 +268,11 @@ def select_direction(
         found = _swept(opened, sets["validation"], side, outcome, variants, **how)
         return found.unflatten(0, grid).movedim(-1, 0).clone(memory_format=torch.contiguous_format)
 
-    bypass = swept("harmful", ablating)
-    kl = swept("harmless", ablating)
-    induce = swept("harmless", adding)
+    asked = len(flat) * (len(sets["validation"].harmful) + 2 * len(sets["validation"].harmless))
+    with whole(asked, f"selecting, {opened.name}", execution.progress):
+        bypass = swept("harmful", ablating)
+        kl = swept("harmless", ablating)
+        induce = swept("harmless", adding)
     return Selection(
         vectors=vectors,
         bypass=bypass[0],

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safetyheads.inputs import SIDES
 from safetyheads.interventions.directions import AblateDirection
 from safetyheads.interventions.named import BASELINE
 from safetyheads.interventions.site import digest
@@ -26,6 +27,8 @@ from safetyheads.models.hooked import HookedModel
 from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.answers import Behaviour, measure_behaviour
 from safetyheads.probes.directions.spectrum import Spectrum
+from safetyheads.progress import whole
+from safetyheads.prompts import load_prompts
 from safetyheads.stats import benjamini_hochberg, mcnemar_p
 from safetyheads.storage.results import load_result, save_result
 
@@ -160,10 +163,15 @@ def transfer_matrix(
     opened = {name: load_model(model) for name, model in targets.items()}
     _require_one_width(opened, ablations)
     weights = _require_different(opened)
-    behaviours = {
-        name: measure_behaviour(model, prompts, {BASELINE: None, **ablations}, **options)
-        for name, model in opened.items()
-    }
+    asked = load_prompts(prompts)
+    sides = options.get("sides", SIDES)
+    answers = sum(len(getattr(asked, side)) for side in SIDES if side in sides)
+    expected = len(opened) * (1 + len(ablations)) * answers
+    with whole(expected, f"transfer, {asked.name}", options.get("progress")):
+        behaviours = {
+            name: measure_behaviour(model, asked, {BASELINE: None, **ablations}, **options)
+            for name, model in opened.items()
+        }
     provenance = {
         "directions": {name: digest(one.direction) for name, one in ablations.items()},
         "first_layer": first_layer,
