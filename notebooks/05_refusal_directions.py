@@ -19,8 +19,8 @@
 # carry over to another model, and does latent adversarial training (LAT) gather it in two components?
 #
 # The model is SmolLM2 with 135 million parameters, taught to refuse; its siblings went on from it under an adversary,
-# and the model that it was made from answers everything (docs/siblings.md). `SAFETYHEADS_NOTEBOOK_MODEL` names
-# another model.
+# and the model that it was made from answers everything (docs/siblings.md). 386 processor seconds, under five minutes
+# on two cores. `SAFETYHEADS_NOTEBOOK_MODEL` names another model.
 
 # %%
 import os
@@ -282,8 +282,19 @@ print(f"{len(export.changed)} weights changed; logits differ by {export.max_logi
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - A direction counts only beside its nulls: where ablating the other concepts' or the covariance-matched directions
-#   changes as many answers, the refusal direction is not privileged.
-# - Explained variance is not causal; `bypass` and the judged answers are. With four prompts they show how it is done.
-# - A direction that transfers to a sibling says what training kept; the copy with random weights says what words alone
-#   give.
+# - *One direction?* The first component holds 0.30 [0.15, 0.53] of the differences of eight pairs, and relabelled
+#   prompts reach 0.46: with so few pairs nothing rises above chance. Massive activations play no part (0.01).
+# - *Does refusal rest on it?* Ablated, the chosen one (layer 7) leaves no refusal of four harmful prompts, of which
+#   three were refused; no null leaves fewer than two. It takes the harmless refusal, too. Four prompts show how it
+#   is done.
+# - *Who writes it?* Not these heads: without the three that write most, the refusal log-odds stay where they were
+#   (+0.17 [-0.02, 0.36]), and three random heads move them more.
+# - *Does it carry over?* To all: the directions of the three siblings leave 2 or 3 of 8 refusals on each of them, of
+#   7 or 8; the base's leaves 5, random weights 7 or 8. Between the siblings there is no difference to be seen, and
+#   with eight prompts none but the largest could be (smallest p 0.03, q 0.31). LAT's is hardly another direction
+#   (cosine 0.997 with that of `ssft`), so it could not transfer better.
+# - *Does LAT gather refusal in two components?* Not here: 0.413 in `ssft`, 0.419 in `at`, 0.418 in `lat`, and 0.400
+#   in the base, on 25 pairs. On 100 pairs (docs/siblings.md, layer 22): 0.352 [0.285, 0.395], 0.354 and 0.353; `lat`
+#   less `ssft` +0.002 [-0.001, 0.005]. One seed and one short training of a small model each: no replication of the
+#   paper's.
+# - Explained variance is not causal; the judged answers are.
