@@ -107,12 +107,9 @@ class Rows:
         they can among themselves.
         """
         prompts, width = group
-        part = batch.select(prompts)
-        real = torch.arange(part.ids.shape[1]) < part.lengths[:, None]
-        # A pad token may lie outside the embedding; what stands there never matters.
-        ids = part.ids.where(real, 0).to(model.device)
+        ids, lengths = token_rows(model, batch, prompts)
         if prefix is None:
-            prefix = part.prefix_length if len(prompts) > 1 else 0
+            prefix = batch.select(prompts).prefix_length if len(prompts) > 1 else 0
 
         def recorded(prefix: int) -> tuple[list[BlockCall], list[BlockCall]]:
             shape = ids.shape[1], prefix
@@ -122,7 +119,6 @@ class Rows:
 
         whole = recorded(0)[1]
         first, rest = recorded(prefix) if prefix else ([], [])
-        lengths = part.lengths.to(model.device)
         return cls(model, tuple(prompts), width, ids, lengths, prefix, whole, first, rest)
 
     def at_last(self, rows: Float[Tensor, "row pos d"], cut: int = 0) -> Float[Tensor, "row d"]:
@@ -152,6 +148,16 @@ class Rows:
         return Site(self.model, layer, prompts, lengths, self.prefix, resid, acts, references)
 
 
+def token_rows(
+    model: HookedModel, batch: TokenBatch, prompts: list[int]
+) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, " prompt"]]:
+    """The tokens and lengths of some prompts, where the model is."""
+    part = batch.select(prompts)
+    real = torch.arange(part.ids.shape[1]) < part.lengths[:, None]
+    # A pad token may lie outside the embedding; what stands there never matters.
+    return part.ids.where(real, 0).to(model.device), part.lengths.to(model.device)
+
+
 def all_rows(model: HookedModel, batch: TokenBatch, rows: int | None = None) -> list[Rows]:
     """All prompts of a batch, as `layout` groups them."""
     calls: Calls = {}
@@ -164,18 +170,21 @@ def climb(
     looked: Mapping[int, frozenset[str]],
     given: AblateHeads | None = None,
     references: Mapping[int, Reference] | None = None,
+    entered: tuple[int, Sequence[Tensor]] | None = None,
 ) -> Iterator[tuple[Rows, Site]]:
     """Carry all prompts up to the highest layer that is looked at; at each of these, show every group's site.
 
     `looked` says for each layer what is needed there: nothing but the stream, "acts", "scores", and "mean" or "donor",
     which take a reference from all groups' clean passes unless `references` has one. The heads of `given` are ablated
-    in the stream.
+    in the stream. `entered` has each group's stream where it enters a layer, to go on from there.
     """
     known = dict(references or {})
-    resids = [Blocks(rows.model).embed(rows.ids) for rows in groups]
+    bottom, resids = (0, []) if entered is None else (entered[0], list(entered[1]))
+    if entered is None:
+        resids = [Blocks(rows.model).embed(rows.ids) for rows in groups]
     of_given = {head.layer for head in given.heads} if given else set[int]()
     top = max(looked, default=-1)
-    for layer in range(top + 1):
+    for layer in range(bottom, top + 1):
         needs = looked.get(layer, frozenset())
         given_here = given if layer in of_given else None
         if given_here is not None:

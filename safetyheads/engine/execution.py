@@ -25,6 +25,9 @@ class Execution:
     executor: Executor | None = None
     """Where the passes run: `process_map(...)`, `ray_map(...)` or anything that maps like `map`; here by default. The
     model must then be given by name, path or Hub id."""
+    upper_blocks: bool = False
+    """Whether each worker of the executor reads only the blocks from its lowest layer on and gets the clean stream that
+    enters it: less to load and to hold, the same numbers. Each worker then has one run of layers."""
     progress: bool | None = None
     """Whether to show a bar with the time left; by default where standard error is a terminal."""
 
@@ -36,6 +39,11 @@ class Execution:
         if self.store is not None and not isinstance(self.store, str | Path):
             raise ValueError(
                 f"store is a {type(self.store).__name__}; name a folder for the finished layers"
+            )
+        if self.upper_blocks and self.executor is None:
+            raise ValueError(
+                "upper_blocks says how the workers of an executor open the model, and there is none; give "
+                "process_map(...) or ray_map(...), or leave it out"
             )
         if self.executor is not None and not callable(self.executor):
             raise ValueError(

@@ -199,13 +199,13 @@ class RayMap:
     ) -> Iterator[Result]:
         """The results, in the order in which they are ready."""
         ray = _import_ray()
-        ours = not ray.is_initialized()
+        ours, waiting = not ray.is_initialized(), list(items)
         if ours:
-            self._connect(ray)
+            self._connect(ray, sum(len(pickle.dumps(item)) for item in waiting))
         actor_class = ray.remote(_Actor).options(
             num_cpus=self.threads, num_gpus=self.gpus_per_worker
         )
-        queue = _Queue(list(items))
+        queue = _Queue(waiting)
         kept = ray.put(function)
         working: dict[Any, tuple[Any, int | None]] = {}
         try:
@@ -246,14 +246,15 @@ class RayMap:
             if ours:
                 ray.shutdown()
 
-    def _connect(self, ray: Any) -> None:
+    def _connect(self, ray: Any, size: int) -> None:
+        """Join the cluster, or start one with room for items of `size` bytes."""
         address = self.address or os.environ.get("RAY_ADDRESS") or "local"
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
-        # Items and results are small; by default Ray would set a third of the memory aside for them.
+        # Most items and results are small; by default Ray would set a third of the memory aside for them.
         local = {
             "num_cpus": self.workers * self.threads,
             "include_dashboard": False,
-            "object_store_memory": 100 * 2**20,
+            "object_store_memory": 100 * 2**20 + 2 * size,
         }
         ray.init(
             address=address,

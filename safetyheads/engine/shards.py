@@ -19,13 +19,14 @@ from torch import Tensor
 from safetyheads.engine.execution import Execution
 from safetyheads.engine.measurement import Measurement
 from safetyheads.engine.sweep import Swept, sweep
+from safetyheads.engine.upper import Entered, enter, sweep_entered
 from safetyheads.inputs import Inputs
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.site import Variant
 from safetyheads.metrics import Metric
 from safetyheads.models.fingerprint import fingerprint
 from safetyheads.models.hooked import HookedModel, ModelSource
-from safetyheads.models.opening import reopen
+from safetyheads.models.opening import open_upper, reopen
 from safetyheads.prompts import TokenBatch
 from safetyheads.storage.store import differences, layer_key, layer_readings
 
@@ -52,6 +53,8 @@ class Shard:
     """As in `Measurement`."""
     rows: int | None
     """(variant, prompt) rows in one forward pass, as for `sweep`."""
+    entered: Entered | None = None
+    """Where the prompts enter its lowest layer, for a worker that opens the blocks from there on only."""
 
 
 class Part(NamedTuple):
@@ -68,14 +71,19 @@ def run_shard(shard: Shard) -> Part:
 
     Raises ValueError if the model that opens here is another than the caller's.
     """
-    model = _open(shard.source)
-    if lines := differences(shard.model, _comparable(model)):
+    entered = shard.entered
+    first = 0 if entered is None else entered.layer
+    model = _open(shard.source, first)
+    if lines := differences(shard.model, _comparable(model, first)):
         raise ValueError(
             f"a worker opened another {model.name} than the one that shares out ({'; '.join(lines)}); "
             "give all machines the same files and package versions"
         )
     measurement = Measurement(Inputs(model, shard.batch, (), {}), shard.metric, given=shard.given)
-    swept = sweep(measurement, shard.variants, rows=shard.rows)
+    if entered is None:
+        swept = sweep(measurement, shard.variants, rows=shard.rows)
+    else:
+        swept = sweep_entered(measurement, shard.variants, entered)
     readings = {}
     start = 0
     for layer, some in itertools.groupby(shard.variants, lambda v: v.first_layer):
@@ -86,14 +94,16 @@ def run_shard(shard: Shard) -> Part:
 
 
 @functools.lru_cache(maxsize=1)
-def _open(source: ModelSource) -> HookedModel:
-    return reopen(source)
+def _open(source: ModelSource, first: int) -> HookedModel:
+    return open_upper(source, first) if first else reopen(source)
 
 
-def _comparable(model: HookedModel) -> dict[str, Any]:
-    """A model's provenance without the path that it was opened by, and which function it is by now."""
-    about = {name: value for name, value in model.provenance.items() if name != "source"}
-    return {**about, "weights": fingerprint(model.hf)}
+def _comparable(model: HookedModel, first: int = 0) -> dict[str, Any]:
+    """A model's provenance without the path that it was opened by, and which function it is by now, from the block
+    `first` on; the gate has seen a whole one only."""
+    aside = ("source", "gate") if first else ("source",)
+    about = {name: value for name, value in model.provenance.items() if name not in aside}
+    return {**about, "weights": fingerprint(model.hf, first)}
 
 
 def sweep_apart(
@@ -133,8 +143,11 @@ def sweep_apart(
                 {layer: len(edits) for layer, edits in missing.items()},
                 measurement.inputs.model.n_layers,
                 getattr(executor, "workers", 1),
+                each=1 if execution.upper_blocks else 2,
             )
         ]
+        if execution.upper_blocks:
+            shards = _with_upper_blocks(measurement, shards)
         _require_picklable(shards[0])
         for part in executor(run_shard, shards):
             exact = note_engine(store, exact and part.exact_resume)
@@ -150,18 +163,31 @@ def sweep_apart(
     return Swept(torch.stack(in_order), exact)
 
 
-def cut(heads: dict[int, int], n_layers: int, workers: int) -> Iterator[list[int]]:
+def _with_upper_blocks(measurement: Measurement, shards: Sequence[Shard]) -> list[Shard]:
+    """The shards with what their workers need instead of the blocks below; the lowest has all blocks."""
+    model = measurement.inputs.model
+    lowest = [shard.variants[0].first_layer for shard in shards]
+    above = [layer for layer in lowest if layer]
+    variants = [variant for shard in shards for variant in shard.variants]
+    found = enter(measurement, variants, above, shards[0].rows) if above else {}
+    return [
+        replace(shard, entered=found[layer], model=_comparable(model, layer)) if layer else shard
+        for shard, layer in zip(shards, lowest, strict=True)
+    ]
+
+
+def cut(heads: dict[int, int], n_layers: int, workers: int, each: int = 2) -> Iterator[list[int]]:
     """Runs of layers of about equal cost, low layers first: `heads` counts each layer's variants.
 
-    A head ablated at layer l costs the blocks from l on. There are at least two shards a worker, as far as the layers
-    go, and as many more as stay worth their beginning.
+    A head ablated at layer l costs the blocks from l on. There are at least `each` shards a worker, as far as the
+    layers go, and as many more as stay worth their beginning; with 1 there is one a worker.
 
     >>> list(cut(dict.fromkeys(range(8), 4), 8, workers=2))
     [[0], [1], [2, 3], [4, 5, 6, 7]]
     """
     costs = {layer: count * (n_layers - layer) for layer, count in heads.items()}
     total = sum(costs.values())
-    shards = max(total // (WORTH * n_layers), 2 * workers)
+    shards = max(total // (WORTH * n_layers), each * workers) if each > 1 else workers
     bins: dict[int, list[int]] = {}
     done = 0
     for layer, cost in sorted(costs.items()):

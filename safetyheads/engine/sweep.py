@@ -40,6 +40,16 @@ class Swept(NamedTuple):
     """Whether passes were resumed where the variants start; False if whole hooked passes had to be used."""
 
 
+class Upper(NamedTuple):
+    """Where a sweep begins that has no blocks below a layer, group by group."""
+
+    layer: int
+    resids: list[Tensor]
+    """What enters the layer."""
+    ends: list[LastToken]
+    """The untouched model's outputs."""
+
+
 @torch.inference_mode()
 def sweep(
     measurement: Measurement,
@@ -96,16 +106,19 @@ def read_layers(
     references: Mapping[int, Reference],
     progress: Callable[[int], object],
     kept: KeptPrefixes | None = None,
+    upper: Upper | None = None,
 ) -> Iterator[tuple[int, Float[Tensor, "variant *reading"]]]:
     """The readings of the variants of each layer on the prompts of `groups`, low layers first.
 
-    `kept` has the prefixes of variants that ran other prompts before, and gets those that are run here.
+    `kept` has the prefixes of variants that ran other prompts before, and gets those that are run here. With `upper`
+    nothing below its layer is run.
     """
     metric, given = measurement.metric, measurement.given
-    untouched = [_baseline(kernel, some) for some in groups]
+    untouched = [baseline_of(kernel, some) for some in groups] if upper is None else upper.ends
     baseline = in_order(groups, [metric.read(last, last) for last in untouched])
     needs = {layer: needs_of(some) for layer, some in variants.items()}
-    sites = climb(groups, needs, given, references)
+    entered = None if upper is None else (upper.layer, upper.resids)
+    sites = climb(groups, needs, given, references, entered)
     for layer, of_layer in groupby(sites, lambda place: place[1].layer):
         parts = []
         for (some, site), last in zip(of_layer, untouched, strict=True):
@@ -143,7 +156,7 @@ def _require(measurement: Measurement, variants: Sequence[Variant]) -> None:
             )
 
 
-def _baseline(kernel: Kernel, rows: Rows) -> LastToken:
+def baseline_of(kernel: Kernel, rows: Rows) -> LastToken:
     """The undisturbed outputs, without what is read of them."""
     last = kernel.baseline(rows)
     if last.log_probs.isnan().any():

@@ -43,8 +43,9 @@ class Blocks:
     model: HookedModel
 
     def device(self, layer: int) -> torch.device:
-        """Where a block's weights lie."""
-        return device_of(self.model.bridge.blocks[layer])
+        """Where a block's weights lie; of one that was not read, where the model's others do."""
+        found = device_of(self.model.bridge.blocks[layer])
+        return self.model.device if found.type == "meta" else found
 
     def embed(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_model"]:
         """The residual stream that enters the first block."""

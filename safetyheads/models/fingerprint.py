@@ -39,16 +39,20 @@ class _Stamp(NamedTuple):
 _digests: "WeakKeyDictionary[nn.Module, dict[str, tuple[_Stamp, str]]]" = WeakKeyDictionary()
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, first_block: int = 0) -> str:
     """SHA-256 over all that determines a model's outputs: the bytes of weights and buffers, the config, the adapters,
     the numbers that modules keep as attributes, and where hooks of the caller stand (not what they do).
 
     Taken anew at each call, so that weights edited in place are noticed; tensors whose address, version counter and
-    integer sums stand as before are not hashed again. The names are those from before the model was wrapped.
+    integer sums stand as before are not hashed again. The names are those from before the model was wrapped. Weights of
+    blocks below `first_block` do not count.
     """
+    below = tuple(f"{_blocks_name(model)}.{n}." for n in range(first_block))
     known = _digests.setdefault(model, {})
     whole = hashlib.sha256(json.dumps(_settings(model), sort_keys=True, default=str).encode())
     for name, tensor in sorted(_tensors(model), key=lambda one: one[0]):
+        if name.startswith(below):
+            continue
         stamp = _stamp(tensor)
         if name.endswith("bias") and not tensor.any():
             continue  # a bias of zeros is no bias; wrapping adds some
@@ -64,6 +68,18 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     found = [*model.named_parameters(), *model.named_buffers()]
     named = {plain_name(name): tensor for name, tensor in found}
     return [(n, t) for n, t in named.items() if not (moving and n.endswith("inv_freq"))]
+
+
+def _blocks_name(model: nn.Module) -> str:
+    """The name of a model's list of blocks."""
+    config: Any = model.config
+    layers = config.get_text_config().num_hidden_layers
+    lists = [
+        plain_name(name)
+        for name, part in model.named_modules()
+        if isinstance(part, nn.ModuleList) and len(part) == layers
+    ]
+    return lists[0]
 
 
 def _rope_type(model: nn.Module) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from safetyheads.models.cache_names import name_caches
 from safetyheads.models.checkpoints import is_known, load_checkpoint
+from safetyheads.models.checkpoints.upper import hollow
 from safetyheads.models.fingerprint import fingerprint
 from safetyheads.models.gate import FOREIGN, SUCH_AS, checked, reference
 from safetyheads.models.hooked import HookedModel, ModelSource
@@ -124,8 +125,6 @@ def _opened(
     provenance: dict[str, Any],
     opened_from: ModelSource | None = None,
 ) -> HookedModel:
-    import transformers
-
     if getattr(bridge, "compatibility_mode", False):
         raise ValueError(
             "this TransformerBridge is in compatibility mode, which folds and centres weights; "
@@ -143,12 +142,7 @@ def _opened(
     if "blocks.0.attn.hook_z" not in bridge.hook_dict:
         raise ValueError(f"{name} has no attention heads to ablate: its first block has no hook_z")
     dtype = next(bridge.original_model.parameters()).dtype
-    versions = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "transformer_lens": version("transformer-lens"),
-    }
-    provenance = {**provenance, "dtype": str(dtype).removeprefix("torch."), "versions": versions}
+    provenance = {**provenance, "dtype": str(dtype).removeprefix("torch."), "versions": _versions()}
     model = HookedModel(bridge, tokenizer, name, provenance, opened_from)
     found = checked(model, fingerprint(model.hf))
     provenance["gate"] = found.report
@@ -156,7 +150,17 @@ def _opened(
     return replace(model, deviations=found.deviations, unreadable=found.unreadable)
 
 
-def _boot(hf: Any, name: str) -> Any:
+def _versions() -> dict[str, str]:
+    import transformers
+
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "transformer_lens": version("transformer-lens"),
+    }
+
+
+def _boot(hf: Any, name: str, *, whole: bool = True) -> Any:
     """The bridge of a Hugging Face model; booting one twice would nest the hooks, so each is booted once."""
     if "_safetyheads_bridge" in vars(hf):
         return vars(hf)["_safetyheads_bridge"]
@@ -165,7 +169,7 @@ def _boot(hf: Any, name: str) -> Any:
 
     follow_devices(hf)
     try:
-        before = reference(hf.eval())
+        before = reference(hf.eval()) if whole else None
         bridge = build_bridge_from_module(hf, architecture, hf_config=hf.config, tokenizer=None)
         follow_scaling(bridge)
     except (ValueError, *FOREIGN) as error:
@@ -209,6 +213,36 @@ def reopen(source: ModelSource) -> HookedModel:
         device_map=dict(device_map) if isinstance(device_map, tuple) else device_map,
         max_memory=None if max_memory is None else dict(max_memory),
     )
+
+
+def open_upper(source: ModelSource, first: int) -> HookedModel:
+    """The blocks from `first` on of what `load_model` opened, with all that comes after them; those below are not read.
+
+    Such a model has no whole pass, and the gate has not seen it: it is for who has the stream that enters this
+    block, and beside it a model that has passed the gate.
+
+    Raises ValueError for a model on several devices.
+    """
+    if source.device_map is not None or source.max_memory is not None:
+        raise ValueError(
+            f"{source.name_or_path} lies on several devices, and its upper blocks alone are opened on one; leave "
+            "device_map and max_memory out, or open it whole"
+        )
+    found = load_checkpoint(
+        source.name_or_path,
+        tokenizer=source.tokenizer,
+        device=source.device,
+        dtype=source.dtype,
+        first_block=first,
+    )
+    hollow(found.model, torch.device(source.device))
+    bridge = _boot(found.model, found.name, whole=False)
+    bridge.eval()
+    for block in bridge.blocks[:first]:
+        block.to("meta")
+    name_caches(bridge)
+    provenance = {**found.provenance, "attention": "eager", "versions": _versions()}
+    return HookedModel(bridge, found.tokenizer, found.name, provenance, source)
 
 
 def _frozen(value: Any) -> Any:

@@ -66,6 +66,7 @@ def load_checkpoint(
     dtype: torch.dtype | str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     max_memory: Mapping[Any, Any] | None = None,
+    first_block: int = 0,
 ) -> Checkpoint:
     """Load a decoder-only language model and its tokenizer.
 
@@ -78,6 +79,7 @@ def load_checkpoint(
         dtype: the weights' type, a torch type or its name; float32 where none is given.
         device_map: where the parts of a model on several devices go, as transformers takes it, in place of `device`.
         max_memory: what each device may hold, by device; without a map "balanced" is meant.
+        first_block: the lowest block whose weights are read; those below it are on the meta device.
 
     Raises:
         ValueError: the name is unknown, the model predicts no next token, weights are missing, cut
@@ -94,6 +96,8 @@ def load_checkpoint(
     FileNotFoundError: there is no folder or file ./no-such-folder ...
     """
     placing = _placing(device, device_map, max_memory)
+    if first_block:
+        placing["first_block"] = first_block
     wanted = _Wanted(_usable_device(device), _float_type(dtype), tokenizer, placing)
     text = os.fspath(source)
     path = Path(text).expanduser()
@@ -179,11 +183,14 @@ def _finished(
     check_decoder(model.config, provenance["source"])
     if model.config.architectures is None:
         model.config.architectures = [type(model).__name__]
-    if wanted.placing:
+    if "first_block" in wanted.placing:
+        model = model._apply(lambda t: t if t.is_meta else t.to(wanted.device))
+    elif wanted.placing:
         require_in_memory(model, getattr(model, "hf_device_map", None))
+        model = unwrapped(model)
     else:
         model = model.to(wanted.device)
-    model = unwrapped(model).eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
     provenance = {**provenance, "dtype": str(wanted.dtype).removeprefix("torch.")}
     if wanted.tokenizer is not None:
         provenance["tokenizer"] = f"given: {type(tokenizer).__name__}"

@@ -14,6 +14,7 @@ import torch
 from safetyheads.models.checkpoints.gguf import GgufHeader
 from safetyheads.models.checkpoints.rotary import INSTEAD, ROTARY_TENSORS
 from safetyheads.models.checkpoints.settings import config_of
+from safetyheads.models.checkpoints.upper import put_back, without_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,8 @@ logger = logging.getLogger(__name__)
 def read_folder(
     folder: Path, dtype: torch.dtype, tokenizer: Any = None, **placing: Any
 ) -> tuple[Any, Any]:
-    """The model in a folder, and the tokenizer beside it where none is given; `placing` is told to transformers.
+    """The model in a folder, and the tokenizer beside it where none is given; `placing` is told to transformers,
+    but for `first_block`, the lowest block whose weights are read.
 
     Raises ValueError where either cannot be read, or the weights and the config do not belong together.
     """
@@ -80,13 +82,18 @@ def read_tokenizer(place: Path) -> Any:
         raise ValueError(f"the tokenizer of {place} cannot be read: {error}") from error
 
 
-def _read_model(folder: Path, shown: Path, dtype: torch.dtype, **options: Any) -> Any:
+def _read_model(
+    folder: Path, shown: Path, dtype: torch.dtype, *, first_block: int = 0, **options: Any
+) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    loader: Any = AutoModelForCausalLM
+    if first_block:
+        loader = without_blocks(read_config(folder), first_block)
     try:
         with quiet_transformers():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = loader.from_pretrained(
                 str(folder),
                 local_files_only=True,
                 dtype=dtype,
@@ -112,6 +119,8 @@ def _read_model(folder: Path, shown: Path, dtype: torch.dtype, **options: Any) -
         raise ValueError(
             f"transformers cannot read {shown} as a causal language model: {error}"
         ) from error
+    if first_block:
+        report = put_back(model, report)
     _check_belonging(model, report, shown)
     _say_whether_tied(model)
     return model
