@@ -14,7 +14,7 @@ from tests import zoo
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 MODEL_VARIABLE = "SAFETYHEADS_NOTEBOOK_MODEL"
-NOT_RUN = ("05_refusal_directions", "10_refusal_border")
+NOT_RUN = ("05_refusal_directions",)
 """Notebooks that are stored without what comes out: run them (make notebooks) and take them off this list."""
 PLOTLY = "application/vnd.plotly.v1+json"
 SMALL = {"TRAIN": "7", "PAIRS": "3", "PROMPTS": "3", "STEPS": "4"}

@@ -104,6 +104,14 @@ def test_saelens_jump_relu_and_batch_top_k_that_is_kept_as_one(tmp_path, parts):
     check(load_sae(folder), latents, latents @ parts["W_dec"] + parts["b_dec"])
 
 
+def test_half_precision_becomes_whole(tmp_path, parts):
+    halves = {name: tensor.bfloat16() for name, tensor in parts.items()}
+    sae = load_sae(saelens(tmp_path, halves))
+    wide = {name: tensor.float() for name, tensor in halves.items()}
+    latents = ((X - wide["b_dec"]) @ wide["W_enc"] + wide["b_enc"]).relu()
+    check(sae, latents, latents @ wide["W_dec"] + wide["b_dec"])
+
+
 def test_saelens_gated(tmp_path, parts):
     more = {"r_mag": drawn(N), "b_mag": drawn(N), "b_gate": drawn(N)}
     weights = {name: parts[name] for name in ("W_enc", "W_dec", "b_dec")} | more
@@ -122,6 +130,10 @@ def test_saelens_scaled_activations_are_folded_or_refused(tmp_path, parts):
     scale = D**0.5 / mean_norm
     latents = ((scale * X - parts["b_dec"]) @ parts["W_enc"] + parts["b_enc"]).relu()
     back = (latents @ parts["W_dec"] + parts["b_dec"]) / scale
+    check(load_sae(folder, mean_norm=mean_norm), latents, back)
+    saelens(tmp_path, parts, normalize_activations=True)  # the old name of the same
+    with pytest.raises(ValueError, match="give mean_norm, the mean length"):
+        load_sae(folder)
     check(load_sae(folder, mean_norm=mean_norm), latents, back)
     saelens(tmp_path, parts, normalize_activations="layer_norm")
     with pytest.raises(ValueError, match="each scaled by themselves"):

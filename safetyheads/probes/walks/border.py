@@ -44,7 +44,7 @@ class RefusalBorder:
 
     def __repr__(self) -> str:
         where = self.crossing[self.crosses]
-        median = f", at {float(where.median()):.2f} of the way" if len(where) else ""
+        median = f", at {float(where.quantile(0.5)):.2f} of the way" if len(where) else ""
         return (
             f"RefusalBorder({self.model}, layer {self.layer}: {int(self.crosses.sum())} of {len(self.log_odds)} ways "
             f"end in a refusal and do not begin in one{median})"
