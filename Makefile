@@ -14,9 +14,10 @@ PYTHON ?=
 WORKERS ?= 2
 ARGS ?=
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt
-# Tests never wait for a Hub that does not answer, and one thread each keeps two workers apart.
+# Tests never wait for a Hub that does not answer, one thread each keeps two workers apart, and what one process has
+# compiled the next one finds.
 TEST_ENVIRONMENT := HF_HUB_OFFLINE=$${HF_HUB_OFFLINE:-1} OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
-	TOKENIZERS_PARALLELISM=false WANDB_MODE=disabled
+	TOKENIZERS_PARALLELISM=false WANDB_MODE=disabled PYTHONDONTWRITEBYTECODE=
 
 .PHONY: help venv demo test check check-versions format notebooks clean
 .DELETE_ON_ERROR:

@@ -4,7 +4,8 @@
     python benchmarks/race.py --scores scores.pt      # exact scores of each prompt that are there: no pass is run
     python benchmarks/race.py --planted               # a made-up grid of 32 x 32 heads: no model is opened
 
-The exact scores of every head and prompt are kept in `--keep` with the processor time that they took, and used again.
+The exact scores of every head and prompt are kept in `--keep` with the processor time that they took, and used again;
+with `--pieces 4` they are computed in four runs of layers of equal work, and after a kill it goes on with the next.
 Beside them one race is run for each ablation (`--runs`), with its own processor time, and compared. Over `--seeds`
 other orders of the prompts races are then simulated from the exact scores: recall of the exact top ten, the share of
 the exact sweep's tokens (the prefix that the prompts share counted once a head, and a head of layer l only from l on),
@@ -24,7 +25,9 @@ import numpy as np
 import torch
 
 from safetyheads import Execution, HeadScores, load_model, load_prompts, score_heads, tokenize
+from safetyheads.engine.shards import cut
 from safetyheads.heads import Head
+from safetyheads.probes.single_heads import score_layers
 from safetyheads.screening.race import Raced, race, random_order
 
 ABLATIONS = ("undifferentiated_attention", "scaling_contribution")
@@ -125,17 +128,28 @@ def planted(layers: int = 32, heads: int = 32, count: int = 100, seed: int = 0) 
 
 def measured(options: argparse.Namespace, ablation: str) -> tuple[HeadScores, float]:
     """Exact scores and the processor time they took, from `--keep` where they are there."""
+    quiet = Execution(progress=False, store=options.keep / "readings")
     name = f"{options.model.replace('/', '-')}-{options.prompts}-{options.metric}-{ablation}"
     folder = options.keep / name
     seconds = folder / "seconds.json"
     if not seconds.exists():
         model = load_model(options.model)
         prompts = load_prompts("builtin").limit(options.prompts)
-        start = time.process_time()
-        score_heads(model, prompts, ablation=ablation, metric=options.metric, execution=QUIET).save(
+        heads = dict.fromkeys(range(model.n_layers), model.n_heads)
+        spent = 0.0
+        for number, layers in enumerate(cut(heads, model.n_layers, options.pieces, each=1)):
+            piece = options.keep / f"{name}-{number}-of-{options.pieces}.json"
+            if not piece.exists():
+                start = time.process_time()
+                score_layers(
+                    model, prompts, layers, quiet, ablation=ablation, metric=options.metric
+                )
+                piece.write_text(json.dumps(time.process_time() - start))
+            spent += json.loads(piece.read_text())
+        score_heads(model, prompts, ablation=ablation, metric=options.metric, execution=quiet).save(
             folder
         )
-        seconds.write_text(json.dumps(time.process_time() - start))
+        seconds.write_text(json.dumps(spent))
     return HeadScores.load(folder), json.loads(seconds.read_text())
 
 
@@ -200,6 +214,7 @@ def main() -> None:
     add("--caution", type=float, default=Raced().caution)
     add("--cautions", type=float, nargs="*", help="several, simulated side by side")
     add("--counts", type=int, nargs="*", default=[16, 32, 100, 400])
+    add("--pieces", type=int, default=1, help="of the exact sweep, each kept when it is done")
     add("--keep", type=Path, default=Path("build/race"))
     add("--scores", type=Path, help="a file of torch.save: per_prompt, prefix, lengths, and more")
     add("--downward", action="store_true", help="of --scores: the most negative is the first")

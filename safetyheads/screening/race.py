@@ -36,7 +36,7 @@ class Raced:
 
     top_k: int = 10
     """The top that is looked for."""
-    caution: float = 1.6
+    caution: float = 1.8
     """How many standard errors a head's upper bound lies above its mean, and a rival's lower bound below: with more,
     fewer heads of the top are lost, and more are run for nothing."""
     first: int = 2

@@ -38,8 +38,8 @@ def ids_of(texts):
     return [tokenizer()(text)["input_ids"] for text in texts]
 
 
-CHECKED = [(0, 0), (0, 5), (1, 1), (1, 3), (2, 2), (2, 4), (3, 0), (3, 5)]
-"""The heads that have plain passes: two a layer, every head index, every group of keys and values."""
+CHECKED = [(0, 0), (1, 1), (1, 3), (2, 2), (2, 4), (3, 5)]
+"""The heads that have plain passes: every layer, every head index, every group of keys and values."""
 
 
 def oracle_kl(plain, prompts, changes_of):
@@ -134,7 +134,7 @@ def test_a_score_does_not_depend_on_what_shares_the_batch(zoo, prompts):
     plain, model = zoo
     expected = undifferentiated_kl(plain, ids_of(prompts))
     measurement = measure(prepare(model, prompts))
-    for rows, some in ((64, slice(0, 8)), (1, slice(0, 8, 3)), (5, slice(1, 8, 2))):
+    for rows, some in ((64, slice(0, 6)), (1, slice(0, 6, 3)), (5, slice(1, 6, 2))):
         heads = [Head(*at) for at in CHECKED[some]]
         swept = sweep(measurement, measurement.variants(heads), rows=rows)
         assert (swept.readings - expected[some]).abs().max() <= TOLERANCE

@@ -171,7 +171,7 @@ def test_a_race_runs_in_workers(model, monkeypatch):
     here = score_heads(model, BOTH, method=Raced(top_k=3, growth=2.0), execution=QUIET)
     opened = dataclasses.replace(model, opened_from=ModelSource("a name", "cpu", None))
     rounds = Rounds(measure(prepare(opened, BOTH), metric=Ships()), Execution(executor=map))
-    monkeypatch.setattr("safetyheads.engine.shards._open", lambda source: model)
+    monkeypatch.setattr("safetyheads.engine.shards._open", lambda source, first: model)
     apart = rounds([Head(2, 1), Head(0, 3)], [5, 2])
     known = here.per_prompt[[2, 0], [1, 3]][:, [5, 2]]
     seen = ~known.isnan()
