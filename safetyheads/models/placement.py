@@ -84,11 +84,11 @@ def require_in_memory(model: nn.Module, map_: Mapping[str, Any] | None = None) -
     away = any(p.is_meta for p in model.parameters())
     if not away and not any(getattr(hook, "offload", False) for hook in inner):
         return
-    where = sorted({str(place) for place in (map_ or {}).values()})
+    where = ", ".join(sorted({str(place) for place in (map_ or {}).values()}))
+    told = f"its device map names {where}" if where else "it has no device map"
     raise ValueError(
-        f"some weights of this {type(model).__name__} are not in memory (on the meta device, or offloaded; "
-        f"{f'its device map names {chr(44).join(where)}' if where else 'it has no device map'}): a sweep runs every "
-        "block thousands of times, would read them again each time, and cannot tell what they are; load it whole: "
-        "on more devices (device_map='balanced' over all of them), in half precision, or on a processor with the "
-        "memory for it, with no offload folder"
+        f"some weights of this {type(model).__name__} are not in memory (on the meta device, or offloaded; {told}): "
+        "a sweep runs every block thousands of times, would read them again each time, and cannot tell what they "
+        "are; load it whole: on more devices (device_map='balanced' over all of them), in half precision, or on a "
+        "processor with the memory for it, with no offload folder"
     )
