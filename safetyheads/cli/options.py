@@ -258,10 +258,11 @@ def add_out(parser: Parser, default: str | None) -> None:
 
 
 def add_executor(parser: Parser) -> None:
-    """`--executor` and `--workers`."""
+    """`--executor`, `--workers` and `--upper-blocks`."""
     add = parser.add_argument
     add("--executor", choices=EXECUTORS, help="run in processes, or on Ray; here when not given")
     add("--workers", type=positive_integer, metavar="N", help="processes or Ray workers (2)")
+    add("--upper-blocks", action="store_true", help="a worker opens only the blocks that it needs")
 
 
 def make_executor(options: argparse.Namespace) -> "Executor | None":

@@ -103,6 +103,8 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         parser.error("--plan is of a whole run in one process; leave out --layers and --executor")
     if options.workers and not options.executor:
         parser.error("--workers is for --executor process or ray; name one of them")
+    if options.upper_blocks and not options.executor:
+        parser.error("--upper-blocks is for --executor process or ray; name one of them")
     options.ablation = options.ablation or list(DEFAULT_ABLATIONS)
     options.metric = options.metric or METRICS[0]
     options.method = options.method or METHODS[0]
@@ -139,7 +141,11 @@ def run(options: argparse.Namespace) -> None:
 
     study = study_of(options)
     named = study.model
-    execution = Execution(rows=options.batch, executor=make_executor(options))
+    execution = Execution(
+        rows=options.batch,
+        executor=make_executor(options),
+        upper_blocks=options.upper_blocks,
+    )
     study = replace(study, model=open_model(options, named))
     if options.plan:
         from safetyheads.ranking.planning import plan

@@ -25,11 +25,11 @@ class Execution:
     executor: Executor | None = None
     """Where the passes run: `process_map(...)`, `ray_map(...)` or anything that maps like `map`; here by default. The
     model must then be given by name, path or Hub id."""
+    progress: bool | None = None
+    """Whether to show a bar with the time left; by default where standard error is a terminal."""
     upper_blocks: bool = False
     """Whether each worker of the executor reads only the blocks from its lowest layer on and gets the clean stream that
     enters it: less to load and to hold, the same numbers. Each worker then has one run of layers."""
-    progress: bool | None = None
-    """Whether to show a bar with the time left; by default where standard error is a terminal."""
 
     def __post_init__(self) -> None:
         if self.rows is not None and not (type(self.rows) is int and self.rows >= 1):

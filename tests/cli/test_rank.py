@@ -121,6 +121,7 @@ def test_rank_passes_on_what_was_typed(calls, capsys):
         "template": "Q:{q}",
         "limit": 5,
         "rows": 7,
+        "upper_blocks": False,
         "store": Path("a/b/unfinished"),
         "null": "labels",
     }
@@ -495,6 +496,7 @@ def test_merge_joins_saves_and_shows(parts, capsys):
         ("rank --layers a", "expected layers such as 0-7 or 0,3,5-7"),
         ("rank --layers 1-", "expected layers such as 0-7 or 0,3,5-7"),
         ("rank --workers 3", "--workers is for --executor process or ray"),
+        ("rank --upper-blocks", "--upper-blocks is for --executor process or ray"),
         ("rank --executor threads", "invalid choice: 'threads'"),
         ("merge", "arguments are required: FOLDER"),
     ],
@@ -507,7 +509,8 @@ def test_parts_and_workers_that_make_no_sense_are_refused(calls, capsys, typed, 
 
 
 def test_an_executor_is_made_as_typed(calls, monkeypatch, capsys):
-    main(["rank", "--executor", "process", "--workers", "3"])
+    main(["rank", "--executor", "process", "--workers", "3", "--upper-blocks"])
+    assert calls.rank["upper_blocks"]
     assert calls.rank["executor"].workers == 3
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["rank", "--executor", "ray"]) == 2

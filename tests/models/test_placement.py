@@ -143,7 +143,7 @@ def test_weights_on_a_disk_are_refused(folder):
 
     parts = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu"}
     parts |= {"lm_head": "cpu", "model.layers": "disk"}
-    with pytest.raises(ValueError, match=r"not in memory.*cpu,disk.*device_map='balanced'"):
+    with pytest.raises(ValueError, match=r"not in memory.*cpu, disk.*device_map='balanced'"):
         load_model(folder, device_map=parts)
     offloaded = accelerate.cpu_offload(random_model(CONFIGS["llama"]()), "cpu")
     with pytest.raises(ValueError, match="not in memory"):

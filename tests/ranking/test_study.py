@@ -193,4 +193,5 @@ def test_the_road_carries_few_values(model, monkeypatch):
         "store",
         "executor",
         "progress",
+        "upper_blocks",
     ]
