@@ -362,12 +362,19 @@ def measured(experiment: Experiment) -> list[dict[str, Any]]:
         **about,
     }
     if (swapped, "zero") in table.index:
+        named = "zero, refusal_shift, top 5"
+        p = mcnemar_p(*(experiment.refused(which, "zero") for which in (named, swapped)))
+        halves = experiment.correlation("interchange", "interchange")
         rows.append(
             {
                 **found,
                 "ran": "refusals with zero ablation's first five heads zeroed, against interchange's first five",
-                "number": count("zero, refusal_shift, top 5", "zero"),
+                "number": count(named, "zero"),
                 "control": count(swapped, "zero"),
+                "blocked": f"the two differ with a McNemar p of {p:.2g}; between halves of the prompts interchange's "
+                f"ranking of all heads agrees with itself by {_interval(halves)}"
+                if p > 0.05
+                else "",
             }
         )
     else:
