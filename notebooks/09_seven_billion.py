@@ -118,7 +118,8 @@ def opened(name):
     small = {"hidden_size": 1024, "intermediate_size": 64} if TINY else {}
     config = shape_of(name, num_hidden_layers=1, vocab_size=len(tokenizer), **small)
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    how = {"attn_implementation": "eager"}
+    model = transformers.AutoModelForCausalLM.from_config(config, **how).eval()
     model.config.name_or_path = f"{name}, one random block"
     return load_model(model, tokenizer)
 

@@ -77,13 +77,13 @@ def watch_patterns(
     """Show `read(layer, pattern, visible)` these layers' attention patterns [row, head, query, key] and which pairs
     the model's own mask leaves [query, key]; the forward pass is left as soon as the highest layer's is there.
 
-    Raises ValueError for a layer that the model does not have, or one that computes no attention pattern.
+    Raises ValueError for a layer that the model does not have, or one that computes no attention pattern or shows none.
     """
 
     class Reached(Exception):
         pass
 
-    chosen, visible = sorted(set(layers)), {}
+    chosen, visible, shown = sorted(set(layers)), {}, set()
     hooks, handles = [], []
     for layer in chosen:
         if not 0 <= layer < model.n_layers:
@@ -103,6 +103,7 @@ def watch_patterns(
             visible[layer] = visible_keys(passed, size, size, model.device)[0]
 
         def show(pattern: Tensor, hook: Any, layer: int = layer) -> None:
+            shown.add(layer)
             read(layer, pattern.detach(), visible[layer])
             if layer == chosen[-1]:
                 raise Reached
@@ -115,3 +116,9 @@ def watch_patterns(
     finally:
         for handle in handles:
             handle.remove()
+    if missing := [layer for layer in chosen if layer not in shown]:
+        kind = getattr(model.hf.config, "_attn_implementation", "another")
+        raise ValueError(
+            f"layer {missing[0]} of {model.name} showed no attention pattern: its attention is computed as {kind!r}, "
+            "fused; load the model with attn_implementation='eager', or by its name or folder"
+        )

@@ -147,3 +147,11 @@ def test_a_layer_without_attention_is_refused(llama, monkeypatch):
     stand_in = replace(llama, bridge=SimpleNamespace(hook_dict=hooks, **known))
     with pytest.raises(ValueError, match=r"layer 2 of .* computes no attention pattern"):
         watch_patterns(stand_in, torch.ones(1, 3, dtype=torch.int64), [2], print)
+
+
+def test_attention_that_shows_no_pattern_is_said(monkeypatch):
+    """As with GPT-J under transformers 5.24, loaded without attn_implementation="eager"."""
+    model = load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    monkeypatch.setattr(type(model), "forward", lambda *_, **__: None)
+    with pytest.raises(ValueError, match=r"showed no attention pattern.*attn_implementation='eag"):
+        capture_attention(model, RAGGED)
