@@ -179,9 +179,9 @@ def climb(
     in the stream. `entered` has each group's stream where it enters a layer, to go on from there.
     """
     known = dict(references or {})
-    bottom, resids = (0, []) if entered is None else (entered[0], list(entered[1]))
     if entered is None:
-        resids = [Blocks(rows.model).embed(rows.ids) for rows in groups]
+        entered = 0, [Blocks(rows.model).embed(rows.ids) for rows in groups]
+    bottom, resids = entered
     of_given = {head.layer for head in given.heads} if given else set[int]()
     top = max(looked, default=-1)
     for layer in range(bottom, top + 1):

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from safetyheads.models.checkpoints.upper import blocks_of
 from safetyheads.models.outside import outside, plain_name
 from safetyheads.storage.store import as_bytes
 
@@ -47,7 +48,8 @@ def fingerprint(model: nn.Module, first_block: int = 0) -> str:
     integer sums stand as before are not hashed again. The names are those from before the model was wrapped. Weights of
     blocks below `first_block` do not count.
     """
-    below = tuple(f"{_blocks_name(model)}.{n}." for n in range(first_block))
+    blocks = plain_name(blocks_of(model)[0]) if first_block else ""
+    below = tuple(f"{blocks}.{n}." for n in range(first_block))
     known = _digests.setdefault(model, {})
     whole = hashlib.sha256(json.dumps(_settings(model), sort_keys=True, default=str).encode())
     for name, tensor in sorted(_tensors(model), key=lambda one: one[0]):
@@ -68,18 +70,6 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     found = [*model.named_parameters(), *model.named_buffers()]
     named = {plain_name(name): tensor for name, tensor in found}
     return [(n, t) for n, t in named.items() if not (moving and n.endswith("inv_freq"))]
-
-
-def _blocks_name(model: nn.Module) -> str:
-    """The name of a model's list of blocks."""
-    config: Any = model.config
-    layers = config.get_text_config().num_hidden_layers
-    lists = [
-        plain_name(name)
-        for name, part in model.named_modules()
-        if isinstance(part, nn.ModuleList) and len(part) == layers
-    ]
-    return lists[0]
 
 
 def _rope_type(model: nn.Module) -> str:

@@ -7,6 +7,7 @@ Accelerate's own hooks do the same for the whole model only, and hide its module
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def devices_of(module: nn.Module) -> list[torch.device]:
 
 def device_of(module: nn.Module) -> torch.device:
     """The device on which a module's first weight lies."""
-    return next(tensor.device for tensor in (*module.parameters(), *module.buffers()))
+    return next(chain(module.parameters(), module.buffers())).device
 
 
 def follow_devices(model: nn.Module) -> None:
