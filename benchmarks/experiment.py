@@ -3,12 +3,12 @@
     python benchmarks/experiment.py --model sibling --data DATA --folder FOLDER --minutes 8
     python benchmarks/experiment.py --model sibling --data DATA --folder FOLDER --record benchmarks/records/sibling.json
 
-All heads are swept on matched pairs of JailbreakBench under zero, mean and resample ablation, undifferentiated
-attention and interchange (scaling contribution is zero but for 1e-5; one layer checks it): of `sibling`, the
-SmolLM2-135M that was taught to refuse, on a few pairs, and the ends of each ranking on all of them; of `qwen` on all.
-Groups that each ranking names, groups of the opposite sign, random groups of the same layers and a direction are then
-taken away while the model answers prompts that had no part in the choice. Each step is saved in the folder: run the
-command again until it says that all is done. No answer is kept, only verdicts and hashes.
+All heads are swept on a few matched pairs of JailbreakBench under zero, mean and resample ablation, undifferentiated
+attention and interchange (scaling contribution is zero but for 1e-5; one layer checks it), and the ends of each ranking
+on more pairs: of `sibling`, the SmolLM2-135M that was taught to refuse, or of `qwen`. Groups that each ranking names,
+groups of the opposite sign, random groups of the same layers and a direction are then taken away while the model
+answers prompts that had no part in the choice. Each step is saved in the folder: run the command again until it says
+that all is done. No answer is kept, only verdicts and hashes.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from safetyheads.engine.execution import Execution
 from safetyheads.engine.measurement import measure
 from safetyheads.engine.rounds import Rounds
 from safetyheads.engine.run import run
+from safetyheads.evidence.carriers import judge_effects
 from safetyheads.heads import Head, heads_like
 from safetyheads.inputs import SIDES, Side, prepare, prepare_pairs
 from safetyheads.interventions.ablating import mean_z
@@ -165,7 +166,7 @@ class Experiment:
         chosen = _rows(pairs, places).limit(setting.pairs)
         self.first = chosen.limit(setting.first)
         others = [n for n, text in enumerate(chosen.harmful) if text not in self.first.harmful]
-        self.others = _rows(chosen, others) if others else None
+        self.others = _rows(chosen, others)
         table = pandas.read_csv(data / "xstest.csv").groupby("label")["prompt"].apply(list)
         apart = {
             JBB: [text for text in pairs.harmful if text not in chosen.harmful],
@@ -205,11 +206,13 @@ class Experiment:
     def swept(self, name: str) -> Tensor:
         """Refusal shift and Ships of every head on each pair, [metric, head, prompt]; the ends of the ranking that the
         first pairs give are run on the others too, and the other heads are NaN there."""
-        first = self._part(name, self.first.limit(self.setting.swept_on(name)))
-        if self.others is None:
-            return first
+        first = self.swept_whole(name)
         heads = [Head(*divmod(n, self.model.n_heads)) for n in self.ends(name, first)]
         return torch.cat([first, self._part(name, self.others, heads)], -1)
+
+    def swept_whole(self, name: str) -> Tensor:
+        """The same of the first pairs, on which all heads are run."""
+        return self._part(name, self.first.limit(self.setting.swept_on(name)))
 
     def _part(self, name: str, pairs: PromptSet, heads: Sequence[Head] | None = None) -> Tensor:
         file = self.folder / "sweeps" / f"{name}{' of ends' if heads else ''}.pt"
@@ -279,7 +282,7 @@ class Experiment:
         had no part in choosing the heads that are run here."""
         harmful = self.swept("zero")[0, :, self.setting.first :]
         file = self.folder / "sweeps" / "zero, harmless.pt"
-        if not file.exists() and self.others is not None:
+        if not file.exists():
             self.in_time()
             heads = [
                 Head(*divmod(n, self.model.n_heads)) for n in self.ends("zero", self.swept("zero"))
@@ -402,7 +405,7 @@ class Experiment:
 
     def whole(self) -> PromptSet:
         """All pairs that choose the heads."""
-        parts = [part for part in (self.first, self.others) if part is not None]
+        parts = (self.first, self.others)
         sides = (sum((getattr(part, side) for part in parts), ()) for side in SIDES)
         return PromptSet(JBB, *sides, paired=True)
 
@@ -469,15 +472,26 @@ class Experiment:
                     if v == v
                 }
                 for name, some in scores.items()
-                if self.others is not None
             },
             "correlations": correlations(swept),
+            "told by a pair": self.told(),
             "interchange of named": self._there(self.effects),
             "specificity": specificities(self._there(self.specific), self.model.n_heads),
             "scaling less zero, largest": self._there(self.scaling),
             "tokens": NEW_TOKENS,
             "answers": conditions,
             "utility": [list(row) for row in dict.fromkeys(map(tuple, useful))],
+        }
+
+    def told(self) -> dict[str, str]:
+        """What zero ablation and undifferentiated attention together say of the first ten heads of each."""
+        swept = {n: self.swept_whole(n)[0] for n in STEPS[0]}
+        per = self.model.n_heads
+        labels = [str(Head(*divmod(n, per))) for n in range(len(swept["zero"]))]
+        judged = judge_effects(swept, labels, "refusal_shift")
+        return {
+            name: judged.note([labels[n] for n in some.mean(-1).argsort()[:10].tolist()])
+            for name, some in swept.items()
         }
 
     def effects(self) -> list[list[Any]]:
