@@ -77,11 +77,11 @@ def train(
         _keep(folder, recipe, curve, trained, optimizer, 0)
         done = 0
     order = batches(school.exercises.rows, recipe.batch, recipe.steps, recipe.seed)
-    with bar(recipe.steps, f"training {recipe.kind}", "step", progress) as shown:
+    with bar(recipe.steps, f"training {recipe.kind}", "step", progress, done=done) as shown:
         for step, chosen in enumerate(order, 1):
-            shown.update(1)
             if step <= done:
                 continue
+            shown.update(1)
             if _finished(curve, recipe):
                 break
             for group in optimizer.param_groups:
