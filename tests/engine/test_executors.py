@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import itertools
+import multiprocessing
 import os
 import pickle
 import sys
@@ -29,6 +30,7 @@ from safetyheads.models.hooked import ModelSource
 from safetyheads.models.opening import load_model, reopen
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.storage.store import Store
+from tests.forked import forking, needs_fork
 from tests.jobs import dying_once, square
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
@@ -110,7 +112,11 @@ def test_ray_that_is_not_installed_is_said(monkeypatch):
         ray_map()
 
 
-def test_a_killed_process_is_replaced_and_the_scores_are_the_local_ones(folder, local, tmp_path):
+@needs_fork
+def test_a_killed_process_is_replaced_and_the_scores_are_the_local_ones(
+    folder, local, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: forking)
     executor = kill_a_worker(process_map(1, threads=1), tmp_path / "begun")
     with pytest.warns(UserWarning, match=r"killed by SIGKILL\); what it was at is run again"):
         apart = score_heads(
@@ -211,19 +217,33 @@ def test_a_worker_with_several_gpus_places_the_model_over_them():
         ray_map(gpus_per_worker=1.5)
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray of one worker, started as `ray_map` would: once for all tests."""
+    import ray
+
+    ray_map(1)._connect(ray, 0)
+    yield
+    ray.shutdown()
+
+
 @needs_ray
-def test_a_killed_ray_worker_is_replaced_and_the_scores_are_the_local_ones(folder, local, tmp_path):
+def test_a_killed_ray_worker_is_replaced(cluster, tmp_path):
     executor = kill_a_worker(ray_map(1), tmp_path / "begun")
     with pytest.warns(UserWarning, match="a Ray worker ended .*what it was at is run again"):
-        apart = score_heads(
-            folder,
-            RAGGED,
-            execution=Execution(executor=executor, progress=False),
-        )
-    assert torch.equal(apart.per_prompt, local.per_prompt)
+        results = list(executor(square, range(3)))
+    assert sorted(result[0] for result in results) == [0, 1, 4]
     begun = [name.split("-")[1] for name in os.listdir(tmp_path / "begun")]
-    assert len(begun) == 2 + 1
+    assert len(begun) == 3 + 1
     assert len(set(begun)) >= 2
+
+
+@needs_ray
+def test_scores_from_ray_are_the_local_ones(folder, local):
+    execution = Execution(executor=ray_map(1), progress=False)  # a cluster of its own
+    assert torch.equal(
+        score_heads(folder, RAGGED, execution=execution).per_prompt, local.per_prompt
+    )
 
 
 @pytest.mark.parametrize(
