@@ -3,12 +3,12 @@
     python benchmarks/experiment.py --model sibling --data DATA --folder FOLDER --minutes 8
     python benchmarks/experiment.py --model sibling --data DATA --folder FOLDER --record benchmarks/records/sibling.json
 
-All heads are swept on matched pairs of JailbreakBench under zero, mean and resample ablation, undifferentiated
-attention and interchange (scaling contribution is zero but for 1e-5; one layer checks it): of `sibling`, the
-SmolLM2-135M that was taught to refuse, on a few pairs, and the ends of each ranking on all of them; of `qwen` on all.
-Groups that each ranking names, groups of the opposite sign, random groups of the same layers and a direction are then
-taken away while the model answers prompts that had no part in the choice. Each step is saved in the folder: run the
-command again until it says that all is done. No answer is kept, only verdicts and hashes.
+All heads are swept on a few matched pairs of JailbreakBench under zero, mean and resample ablation, undifferentiated
+attention and interchange (scaling contribution is zero but for 1e-5; one layer checks it), and the ends of each ranking
+on more pairs: of `sibling`, the SmolLM2-135M that was taught to refuse, or of `qwen`. Groups that each ranking names,
+groups of the opposite sign, random groups of the same layers and a direction are then taken away while the model
+answers prompts that had no part in the choice. Each step is saved in the folder: run the command again until it says
+that all is done. No answer is kept, only verdicts and hashes.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from safetyheads.engine.execution import Execution
 from safetyheads.engine.measurement import measure
 from safetyheads.engine.rounds import Rounds
 from safetyheads.engine.run import run
+from safetyheads.evidence.carriers import judge_effects
 from safetyheads.heads import Head, heads_like
 from safetyheads.inputs import SIDES, Side, prepare, prepare_pairs
 from safetyheads.interventions.ablating import mean_z
@@ -96,16 +97,28 @@ class Setting(NamedTuple):
     longest: int
     """Tokens that a held-out prompt may have."""
     fewer: Mapping[str, int] = MappingProxyType({})
-    """Pairs of ablations that the processor's time did not reach for."""
+    """Pairs that all heads are run on under ablations which the processor's time did not reach for."""
+    before: int | None = 9
+    """Conditions of zero ablation and undifferentiated attention that come before the sweep of interchange."""
+
+    def swept_on(self, ablation: str) -> int:
+        """Pairs that all heads are run on."""
+        return self.fewer.get(ablation, self.first)
 
 
 SETTINGS = {
     "qwen": Setting(
         "qwen2.5-coder-0.5b-instruct",
-        **{"pairs": 12, "first": 12, "ends": 0, "layer": 12, "longest": 44, "each": 12},
-        harmful={JBB: slice(None), MALICIOUS: slice(1, None, 3), ADVBENCH: slice(None, None, 7)},
-        harmless={SAFE: slice(None, None, 5)},
+        **{"pairs": 44, "first": 12, "ends": 10, "layer": 12, "longest": 44, "each": 10},
+        harmful={
+            JBB: slice(None),
+            MALICIOUS: slice(1, None, 3),
+            ADVBENCH: slice(None, None, 7),
+            UNSAFE: slice(None, None, 5),
+        },
+        harmless={BENIGN: slice(None), SAFE: slice(None, None, 5)},
         fewer={"mean": 6, "interchange": 6, "resample": 6},
+        before=None,
     ),
     "sibling": Setting(
         "smollm2-135m-ssft",  # it learnt from AdvBench
@@ -118,8 +131,8 @@ SETTINGS = {
         harmless={BENIGN: slice(1, None, 2), SAFE: slice(None, None, 5)},
     ),
 }
-STEPS = ((("zero", UA), 9), (("zero", UA, "interchange"), None), (tuple(ABLATIONS), None))
-"""Rankings, and how many of the conditions that they give come before the next sweep."""
+STEPS = (("zero", UA), ("zero", UA, "interchange"), tuple(ABLATIONS))
+"""Rankings whose conditions come before the next sweep."""
 LETTERS = {"refuse": "r", "comply": "c", "deflect": "d", "degenerate": "b"}
 """Verdicts in a record."""
 
@@ -153,7 +166,7 @@ class Experiment:
         chosen = _rows(pairs, places).limit(setting.pairs)
         self.first = chosen.limit(setting.first)
         others = [n for n, text in enumerate(chosen.harmful) if text not in self.first.harmful]
-        self.others = _rows(chosen, others) if others else None
+        self.others = _rows(chosen, others)
         table = pandas.read_csv(data / "xstest.csv").groupby("label")["prompt"].apply(list)
         apart = {
             JBB: [text for text in pairs.harmful if text not in chosen.harmful],
@@ -193,11 +206,13 @@ class Experiment:
     def swept(self, name: str) -> Tensor:
         """Refusal shift and Ships of every head on each pair, [metric, head, prompt]; the ends of the ranking that the
         first pairs give are run on the others too, and the other heads are NaN there."""
-        first = self._part(name, self.first.limit(self.setting.fewer.get(name, self.setting.first)))
-        if self.others is None:
-            return first
-        heads = [Head(*divmod(n, self.model.n_heads)) for n in self.ends(first)]
+        first = self.swept_whole(name)
+        heads = [Head(*divmod(n, self.model.n_heads)) for n in self.ends(name, first)]
         return torch.cat([first, self._part(name, self.others, heads)], -1)
+
+    def swept_whole(self, name: str) -> Tensor:
+        """The same of the first pairs, on which all heads are run."""
+        return self._part(name, self.first.limit(self.setting.swept_on(name)))
 
     def _part(self, name: str, pairs: PromptSet, heads: Sequence[Head] | None = None) -> Tensor:
         file = self.folder / "sweeps" / f"{name}{' of ends' if heads else ''}.pt"
@@ -234,9 +249,9 @@ class Experiment:
         whole[:, [head.layer * per + head.head for head in heads]] = found.float().cpu()
         return whole
 
-    def ends(self, found: Tensor) -> list[int]:
+    def ends(self, name: str, found: Tensor) -> list[int]:
         """The first and the last heads by the refusal shift, and half as many of the first by Ships."""
-        count, means = self.setting.ends, found[..., : self.setting.first].mean(-1)
+        count, means = self.setting.ends, found[..., : self.setting.swept_on(name)].mean(-1)
         order = means[0].argsort(stable=True).tolist()
         places = {*order[:count], *order[-count:]}
         if len(means) > 1:
@@ -247,18 +262,19 @@ class Experiment:
         """The groups of five that zero ablation and undifferentiated attention name, and the one that opposes."""
         found = {
             ablation: heads
-            for _, ablation, heads, decisive in itertools.islice(self.conditions(("zero", UA)), 3)
+            for _, ablation, heads, decisive in itertools.islice(self.conditions(STEPS[0]), 3)
             if heads and decisive
         }
-        opposes = next(c for c in self.conditions(("zero", UA)) if "raising" in c.name)
+        opposes = next(c for c in self.conditions(STEPS[0]) if "raising" in c.name)
         return {**found, "opposing": opposes.heads}
 
     def swapped(self) -> Tensor:
-        """Refusal shift by interchange of the heads in these groups only, [head, pair], on the first pairs."""
+        """Refusal shift by interchange of the heads in these groups only, [head, pair], on all pairs."""
         file = self.folder / "sweeps" / "interchange of named.pt"
         if not file.exists():
+            self.in_time()
             heads = sorted(set(sum(self.named().values(), ())))
-            torch.save(self._sweep(self.first, "interchange", heads), file)
+            torch.save(self._sweep(self.whole(), "interchange", heads), file)
         return torch.load(file)[0]
 
     def specific(self) -> tuple[Tensor, Tensor]:
@@ -266,9 +282,11 @@ class Experiment:
         had no part in choosing the heads that are run here."""
         harmful = self.swept("zero")[0, :, self.setting.first :]
         file = self.folder / "sweeps" / "zero, harmless.pt"
-        if not file.exists() and self.others is not None:
+        if not file.exists():
             self.in_time()
-            heads = [Head(*divmod(n, self.model.n_heads)) for n in self.ends(self.swept("zero"))]
+            heads = [
+                Head(*divmod(n, self.model.n_heads)) for n in self.ends("zero", self.swept("zero"))
+            ]
             torch.save(self._sweep(self.others, "zero", heads, "harmless")[0], file)
         return harmful, torch.load(file)
 
@@ -387,7 +405,7 @@ class Experiment:
 
     def whole(self) -> PromptSet:
         """All pairs that choose the heads."""
-        parts = [part for part in (self.first, self.others) if part is not None]
+        parts = (self.first, self.others)
         sides = (sum((getattr(part, side) for part in parts), ()) for side in SIDES)
         return PromptSet(JBB, *sides, paired=True)
 
@@ -418,9 +436,10 @@ class Experiment:
         names = [
             name for name in ABLATIONS if self._there(lambda n=name: self.swept(n)) is not None
         ]
-        scores, first = self.scores(names), self.setting.first
+        scores = self.scores(names)
+        swept = {name: some[..., : self.setting.swept_on(name)] for name, some in scores.items()}
         done, conditions, useful = set(), [], []
-        for rankings, _ in STEPS:
+        for rankings in STEPS:
             for condition in self.conditions([n for n in rankings if n in names]):
                 heads = " ".join(map(str, condition.heads))
                 for dataset in self.asked:
@@ -436,15 +455,15 @@ class Experiment:
         return {
             "model": self.setting.model,
             "heads": [self.model.n_layers, self.model.n_heads],
-            "pairs": {name: some[..., :first].shape[-1] for name, some in scores.items()},
+            "pairs": {name: some.shape[-1] for name, some in swept.items()},
             "pairs of ends": self.setting.pairs,
             "prompts": {name: len(texts) for name, texts in (self.harmful | self.harmless).items()},
             "scores": {
                 name: {
-                    metric: [round(v, 4) for v in values[:, :first].mean(-1).tolist()]
+                    metric: [round(v, 4) for v in values.mean(-1).tolist()]
                     for metric, values in zip(metrics, some, strict=False)
                 }
-                for name, some in scores.items()
+                for name, some in swept.items()
             },
             "ends": {
                 name: {
@@ -453,9 +472,9 @@ class Experiment:
                     if v == v
                 }
                 for name, some in scores.items()
-                if self.others is not None
             },
-            "correlations": correlations({n: some[..., :first] for n, some in scores.items()}),
+            "correlations": correlations(swept),
+            "told by a pair": self.told(),
             "interchange of named": self._there(self.effects),
             "specificity": specificities(self._there(self.specific), self.model.n_heads),
             "scaling less zero, largest": self._there(self.scaling),
@@ -464,17 +483,29 @@ class Experiment:
             "utility": [list(row) for row in dict.fromkeys(map(tuple, useful))],
         }
 
+    def told(self) -> dict[str, str]:
+        """What zero ablation and undifferentiated attention together say of the first ten heads of each."""
+        swept = {n: self.swept_whole(n)[0] for n in STEPS[0]}
+        per = self.model.n_heads
+        labels = [str(Head(*divmod(n, per))) for n in range(len(swept["zero"]))]
+        judged = judge_effects(swept, labels, "refusal_shift")
+        return {
+            name: judged.note([labels[n] for n in some.mean(-1).argsort()[:10].tolist()])
+            for name, some in swept.items()
+        }
+
     def effects(self) -> list[list[Any]]:
         """Of the named groups: heads, ablation, the sum of what each head does alone [nat] with its 95 % interval over
         pairs, p by flipping signs, and pairs; interchange beside zero ablation and undifferentiated attention."""
         if not (self.folder / "sweeps" / "interchange of named.pt").exists():
             return []
         rows = []
-        swept = {name: self.swept(name)[0, :, : self.setting.first] for name in ("zero", UA)}
+        swept = {name: self.swept(name)[0] for name in ("zero", UA)}
         for name, heads in self.named().items():
             places = [head.layer * self.model.n_heads + head.head for head in heads]
             for ablation, scores in {**swept, "interchange": self.swapped()}.items():
                 effect = scores[places].double().sum(0)
+                effect = effect[effect.isfinite()]  # on the other pairs only the ends were run
                 low, high = bootstrap_interval(effect)
                 numbers = (effect.mean(), low, high, permutation_p(effect))
                 rounded = [float(f"{float(x):.3g}") for x in numbers]
@@ -489,14 +520,16 @@ class Experiment:
 
     def run(self) -> None:
         """All steps, in order."""
-        for names, count in STEPS:
+        for names in STEPS:
+            count = self.setting.before if names == STEPS[0] else None
             for condition in itertools.islice(self.conditions(names), count):
                 for n, dataset in enumerate(self.asked):
                     if n == 0 or condition.decisive:
                         self.cell(dataset, condition)
-            if self.others is not None:
-                self.specific()
-        for condition in self.conditions(("zero", UA, "interchange")):
+            self.specific()
+            if "interchange" in self.setting.fewer:
+                self.swapped()
+        for condition in self.conditions(STEPS[1]):
             if condition.decisive:
                 self.useful(condition)
         self.scaling()

@@ -2,37 +2,45 @@
 
     python benchmarks/siblings.py --data DATA --folder FOLDER --minutes 30 [--sibling lat-1=lat-1/adapter ...]
 
-The questions of arXiv:2504.18872, asked of the siblings that come with the package, or of those that are named.
-`--data` is a folder with the files of the named datasets, none of which a sibling learnt from: spectra are of
-JailbreakBench's 100 pairs, directions of its even rows, transfer is judged on the harmful half of its odd rows, ladders
-on its odd rows. `--steps` names some of `rates spectra layer transfer ladders`; each is saved in the folder, and the
-same command goes on where it stopped. `--report` prints the tables of what there is and draws the figures. No answer is
-kept, only verdicts.
+The questions of arXiv:2504.18872, asked of the siblings that come with the package, or of those that are named: KIND
+for the first seed, KIND-SEED for others. `--data` is a folder with the files of the named datasets, none of which a
+sibling learnt from: spectra are of JailbreakBench's 100 pairs, directions of its even rows, transfer is judged on the
+harmful half of its odd rows, ladders and heads on its odd rows. `--steps` names some of `rates spectra layer transfer
+heads ladders`; each is saved in the folder, and the same command goes on where it stopped. `--report` prints the tables
+of what there is and draws the figures; `--record FILE` writes what pages quote. No answer is kept, only verdicts.
 """
 
 import argparse
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas
 import torch
 
 from safetyheads import (
     Decoding,
+    Direction,
     Execution,
+    HeadsAlong,
     PromptSet,
     Spectrum,
     Transfer,
+    heads_along,
     load_model,
     load_prompts,
+    null_directions,
+    plot_heads_along,
     plot_selection,
     plot_spectrum,
     plot_transfer,
+    random_copy,
     refusal_direction,
+    score_heads_together,
     select_direction,
     subspace_overlap,
     transfer_matrix,
@@ -53,10 +61,13 @@ LAYERS = (19, 22, 25, 28)
 """What enters these: the siblings are adapted from block 16 on, and below they are one model."""
 LAYER = 22
 """Where directions are taken and spectra compared; `--steps layer` shows what led to it."""
-STEPS = ("rates", "spectra", "layer", "transfer", "ladders")
+STEPS = ("rates", "spectra", "layer", "transfer", "heads", "ladders")
 DRAWS = Resampling(100)
-TRANSFERRED, CLIMBED = 50, 20
-"""Prompts a cell of the transfer, and on each side of a ladder."""
+COMPARED = ("uncentred", "centred", "uncentred, trimmed")
+TRANSFERRED, CLIMBED, ALONG, SCORED = 50, 20, 24, 4
+"""Prompts a cell of the transfer, on each side of a ladder, on each side of what heads write, and for their scores."""
+Seen = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""At one layer, by model: the first two components' share of each version, as it is and in each draw of pairs."""
 
 
 class OutOfTime(Exception):
@@ -142,24 +153,52 @@ class Experiment:
         self.told("the layer")
 
     def transfer(self) -> None:
-        """Every model's direction ablated from every sibling."""
-        where = {"layer": LAYER, "progress": False}
-        left = [name for name in self.siblings if not (self.folder / "transfer" / name).exists()]
-        if not left:
-            return
-        sources = {n: refusal_direction(m, self.even, **where) for n, m in self.models.items()}
-        for name in left:
+        """Every model's direction ablated from every sibling of its seed, and two that are not refusal's."""
+        for seed, family in families(self.siblings).items():
+            left = [name for name in family if not (self.folder / "transfer" / name).exists()]
+            if not left:
+                continue
             self.in_time()
-            found = transfer_matrix(
-                {name: self.siblings[name]},
-                sources,
-                self.odd.limit(TRANSFERRED),
-                decoding=Decoding(12),
-                sides="harmful",
-                progress=False,
-            )
-            found.save(self.folder / "transfer" / name)
-            self.told(f"transfer to {name}")
+            sources = self._sources(family)
+            for name in left:
+                self.in_time()
+                found = transfer_matrix(
+                    {name: self.siblings[name]},
+                    sources,
+                    self.odd.limit(TRANSFERRED),
+                    decoding=Decoding(12),
+                    sides="harmful",
+                    progress=False,
+                )
+                found.save(self.folder / "transfer" / name)
+                self.told(f"transfer to {name}, seed {seed}")
+
+    def _sources(self, family: Sequence[str]) -> dict[str, Direction]:
+        """The directions of the base and of the siblings, of a copy with random weights, and of prompts dealt anew."""
+        where = {"layer": LAYER, "progress": False}
+        models = {name: load_model(self.models[name]) for name in ("base", *family)}
+        first = models[family[0]]
+        models["random weights"] = random_copy(first, seed=1)
+        found = {n: refusal_direction(m, self.even, **where) for n, m in models.items()}
+        dealt = {"kinds": ["relabelled"], "count": 1, "progress": False}
+        return found | null_directions(first, self.even, found[family[0]], **dealt)
+
+    def heads(self) -> None:
+        """Which heads of the first sibling write its direction, beside the scores that find safety heads."""
+        folder = self.folder / "heads"
+        if folder.exists() or not self.siblings:
+            return
+        self.in_time()
+        model = load_model(next(iter(self.siblings.values())))
+        direction = refusal_direction(model, self.even, layer=LAYER, progress=False)
+        metrics, quiet = ("refusal_shift", "ships"), Execution(progress=False)
+        some = self.odd.limit(SCORED)
+        found = score_heads_together(model, some, metrics, execution=quiet)
+        scores = dict(zip(metrics, found, strict=True))
+        more = self.odd.limit(ALONG)
+        made = heads_along(model, more, direction, scores=scores, execution=quiet)
+        made.save(folder)
+        self.told("heads along the direction")
 
     def ladders(self) -> None:
         """A ladder from the base to each sibling."""
@@ -178,22 +217,29 @@ class Experiment:
         """Say what is done, and what it has cost so far."""
         print(f"{time.process_time():.0f} s of processor: {what}", flush=True)
 
-    def report(self) -> None:
-        """Tables and figures of what there is."""
-        self._report_rates()
-        self._report_spectra()
+    def report(self) -> dict[str, Any]:
+        """Tables and figures of what there is; what pages quote of it."""
+        told = {"rates": self._report_rates(), **self._report_spectra()}
         if (self.folder / "layer").exists():
             table = Selection.load(self.folder / "layer").to_frame()
             print(table.round(3).to_string(index=False))
             write_image(plot_selection(table), self.folder / "layer.png")
-        self._report_transfer()
+        told["transfer"] = self._report_transfer()
+        if (self.folder / "heads").exists():
+            along = HeadsAlong.load(self.folder / "heads")
+            print(along, along.to_frame().head(12).round(3).to_string(index=False), sep="\n")
+            print(along.conditions().round(3).to_string(index=False))
+            write_image(plot_heads_along(along.to_frame()), self.folder / "heads.png")
+            told["heads"] = rows_of(along.conditions())
         for name in self.siblings:
             if (self.folder / "ladders" / name).exists():
                 ladder = Ladder.load(self.folder / "ladders" / name)
                 print(name, ladder.to_frame().round(3).T.to_string(), sep="\n")
                 write_image(ladder.plot(), self.folder / f"ladder-{name}.png")
+                told.setdefault("ladders", {})[name] = rows_of(ladder.to_frame())
+        return told
 
-    def _report_rates(self) -> None:
+    def _report_rates(self) -> list[dict[str, Any]]:
         rows = []
         for name in self.siblings:
             file = self.folder / f"rates-{name}.json"
@@ -202,13 +248,15 @@ class Experiment:
                 ends = [round(end, 2) for end in wilson_interval(hits, n)]
                 rows.append((name, label, hits, n, *ends, said.count("degenerate")))
         columns = ["sibling", "prompts", "refused", "n", "low", "high", "degenerate"]
-        print(pandas.DataFrame(rows, columns=columns).to_string(index=False))
+        table = pandas.DataFrame(rows, columns=columns)
+        print(table.to_string(index=False))
+        return rows_of(table)
 
-    def _report_spectra(self) -> None:
+    def _report_spectra(self) -> dict[str, Any]:
         folder = self.folder / "spectra"
         spectra = {n: Spectrum.load(folder / n) for n in self.models if (folder / n).exists()}
         if not spectra:
-            return
+            return {}
         tables = [one.to_frame().assign(model=name) for name, one in spectra.items()]
         table = pandas.concat(tables, ignore_index=True)
         here = table[(table["layer"] == LAYER) & (table["component"] <= 3)]
@@ -217,50 +265,115 @@ class Experiment:
         print(here[columns].round(3).to_string(index=False))
         write_image(plot_spectrum(table, LAYER), self.folder / "spectrum.png")
         states = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in spectra}
-        print(two_components(states).round(3).to_string(index=False))
+        seen, n = seen_in(states), len(self.pairs)
+        found = {"two components": two_components(seen, n)}
         if len(spectra) > 1:
-            print(subspace_overlap(spectra, LAYER).round(3).to_string(index=False))
+            found["over seeds"] = over_seeds(seen, n)
+            found["overlap"] = subspace_overlap(spectra, LAYER)
+        for part in found.values():
+            print(part.round(3).to_string(index=False))
+        return {name: rows_of(part) for name, part in found.items()}
 
-    def _report_transfer(self) -> None:
-        folder = self.folder / "transfer"
-        parts = [Transfer.load(folder / n) for n in self.siblings if (folder / n).exists()]
-        if not parts:
-            return
-        behaviours = {name: one for part in parts for name, one in part.behaviours.items()}
-        whole = Transfer(behaviours, parts[0].sources)
-        table = whole.to_frame()
-        refused = table[table["verdict"].isin(["refuse", "degenerate"])]
-        columns = ["target", "source", "verdict", "count", "n", "low", "high"]
-        print(refused[columns].round(2).to_string(index=False))
-        print(whole.tests().round(4).to_string(index=False))
-        write_image(plot_transfer(table), self.folder / "transfer.png")
+    def _report_transfer(self) -> dict[str, Any]:
+        folder, told = self.folder / "transfer", {}
+        for seed, family in families(self.siblings).items():
+            parts = [Transfer.load(folder / n) for n in family if (folder / n).exists()]
+            if not parts:
+                continue
+            behaviours = {name: one for part in parts for name, one in part.behaviours.items()}
+            whole = Transfer(behaviours, parts[0].sources)
+            table, tests = whole.to_frame(), whole.tests()
+            refused = table[table["verdict"].isin(["refuse", "degenerate"])]
+            columns = ["target", "source", "verdict", "count", "n", "low", "high"]
+            print(refused[columns].round(2).to_string(index=False))
+            print(tests.round(4).to_string(index=False))
+            write_image(plot_transfer(table), self.folder / f"transfer-{seed}.png")
+            told[seed] = {"refused": rows_of(refused[columns]), "tests": rows_of(tests)}
+        return told
 
 
-def two_components(
-    states: dict[str, Sequence[tuple[torch.Tensor, torch.Tensor]]],
-) -> pandas.DataFrame:
-    """The share of the first two components in each model and layer, and how far a model's lies above another's.
-
-    Bootstrap over pairs, the same draw for all models; the draws are moved by their bias, as in `refusal_spectrum`.
-    """
+def seen_in(states: dict[str, Sequence[tuple[torch.Tensor, torch.Tensor]]]) -> list[Seen]:
+    """The first two components' share in each of `LAYERS`: bootstrap over pairs, the same draw for all models."""
     n = len(next(iter(states.values()))[0][0])
     generator = torch.Generator().manual_seed(0)
     draws = [torch.randint(n, (n,), generator=generator) for _ in range(DRAWS.count)]
+    return [
+        {name: _two(Place.of(*some[at], OUTLIERS), draws) for name, some in states.items()}
+        for at in range(len(LAYERS))
+    ]
+
+
+def two_components(seen: Sequence[Seen], n: int) -> pandas.DataFrame:
+    """The share of the first two components in each model and layer, and how far a model's lies above another's.
+
+    A difference is of two models of one seed, or with the base. The draws are moved by their bias, as in
+    `refusal_spectrum`.
+    """
     rows = []
-    for at, layer in enumerate(LAYERS):
-        seen = {name: _two(Place.of(*some[at], OUTLIERS), draws) for name, some in states.items()}
-        cells = [(name, "", one, drawn) for name, (one, drawn) in seen.items()]
-        for second, first in itertools.combinations(seen, 2):
-            less = [a - b for a, b in zip(seen[first], seen[second], strict=True)]
-            cells.append((first, second, less[0], less[1]))
+    for layer, here in zip(LAYERS, seen, strict=True):
+        cells = [(name, "", one, drawn) for name, (one, drawn) in here.items()]
+        for second, first in itertools.combinations(here, 2):
+            if second == "base" or _seed(second) == _seed(first):
+                less = [a - b for a, b in zip(here[first], here[second], strict=True)]
+                cells.append((first, second, less[0], less[1]))
         for name, less_name, observed, drawn in cells:
-            low, high = percentile_interval(drawn - drawn.mean(0) + observed, n)
-            for version in ("uncentred", "centred", "uncentred, trimmed"):
-                k = VERSIONS.index(version)
-                values = (float(one[k]) for one in (observed, low, high))
-                rows.append((layer, name, less_name, version, *values))
+            rows += [(layer, name, less_name, *row) for row in _intervals(observed, drawn, n)]
     columns = ["layer", "model", "less", "version", "two components", "low", "high"]
     return pandas.DataFrame(rows, columns=columns)
+
+
+def over_seeds(seen: Sequence[Seen], n: int) -> pandas.DataFrame:
+    """The same for each kind of training, mean over its seeds: `low` and `high` are over pairs, `sd` and `values` over
+    seeds."""
+    rows = []
+    for layer, here in zip(LAYERS, seen, strict=True):
+        groups = list(families([name for name in here if name != "base"]).values())
+        kinds = [[_kind(name) for name in family] for family in groups]
+        shared = [kind for kind in kinds[0] if all(kind in some for some in kinds)]
+        for less, kind in itertools.combinations(["", "base", *shared], 2):
+            if kind == "base":
+                continue
+            pairs = []
+            for family in groups:
+                named = {_kind(name): here[name] for name in family} | {"base": here["base"]}
+                other = named.get(less, (0.0, 0.0))
+                pairs.append([a - b for a, b in zip(named[kind], other, strict=True)])
+            each = torch.stack([one for one, _ in pairs])
+            drawn = torch.stack([some for _, some in pairs]).mean(0)
+            spread = each.std(0) if len(each) > 1 else torch.full_like(each[0], torch.nan)
+            for row in _intervals(each.mean(0), drawn, n):
+                k = VERSIONS.index(row[0])
+                values = [round(value, 4) for value in each[:, k].tolist()]
+                rows.append((layer, kind, less, *row, float(spread[k]), values))
+    columns = ["layer", "kind", "less", "version", "two components", "low", "high", "sd", "values"]
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def _intervals(observed: torch.Tensor, drawn: torch.Tensor, n: int) -> list[tuple[Any, ...]]:
+    low, high = percentile_interval(drawn - drawn.mean(0) + observed, n)
+    some = [(version, VERSIONS.index(version)) for version in COMPARED]
+    return [(name, *(float(one[k]) for one in (observed, low, high))) for name, k in some]
+
+
+def families(names: Iterable[str]) -> dict[str, list[str]]:
+    """The siblings by seed: `lat` is LAT's first, `lat-1` of the seed 1."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(_seed(name), []).append(name)
+    return found
+
+
+def _kind(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def _seed(name: str) -> str:
+    return name.partition("-")[2] or "0"
+
+
+def rows_of(table: pandas.DataFrame) -> list[dict[str, Any]]:
+    """A table for a record."""
+    return json.loads(table.round(4).to_json(orient="records"))
 
 
 def _two(place: Place, draws: Sequence[Rows]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -297,13 +410,16 @@ def main() -> None:
         help="instead of the shipped",
     )
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="what a report leaves")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     given = dict(one.split("=", 1) for one in asked.sibling)
     named = given or {name.rsplit("-", 1)[1]: name for name in SHIPPED}
     experiment = Experiment(asked.data, asked.folder, named, asked.minutes)
-    if asked.report:
-        experiment.report()
+    if asked.report or asked.record:
+        told = experiment.report()
+        if asked.record:
+            asked.record.write_text(json.dumps(told, indent=1) + "\n")
         return
     try:
         for step in asked.steps:

@@ -18,16 +18,25 @@ WHOLE = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 def bar(
-    total: int, label: str, unit: str, shown: bool | None = None, *, cost: float | int = 1.0
+    total: int,
+    label: str,
+    unit: str,
+    shown: bool | None = None,
+    *,
+    cost: float | int = 1.0,
+    done: int = 0,
 ) -> Any:
     """A bar that counts up to `total` of `unit`, with the time left: a context, and `update(n)` moves it on.
 
     `shown` is by default whether there is somewhere to show it: as a bar, or as plain lines. Inside a `whole` the bar
-    is a part of that one; `cost` says how long one of `unit` takes, where an ablated prompt takes 1.
+    is a part of that one; `cost` says how long one of `unit` takes, where an ablated prompt takes 1. `done` were done
+    before, and say nothing of the time left.
     """
     if (outer := _OUTER.get()) is not None:
-        return _Part(outer, total, label, cost)
-    return _bar(total, label, shown, unit=unit)
+        part = _Part(outer, total, label, cost)
+        part.update(done)
+        return part
+    return _bar(total, label, shown, initial=done, unit=unit)
 
 
 @contextmanager
@@ -49,15 +58,16 @@ def whole(expected: float | int, label: str, shown: bool | None = None) -> Itera
             _OUTER.reset(token)
 
 
-def _bar(total: float | int, label: str, shown: bool | None, **look: Any) -> Any:
+def _bar(total: float | int, label: str, shown: bool | None, initial: int = 0, **look: Any) -> Any:
     from tqdm import tqdm
 
     if shown is False:
         return tqdm(total=total, desc=label, disable=True)
     in_jupyter = type(sys.stderr).__module__.startswith("ipykernel")
     if shown or in_jupyter or sys.stderr.isatty():
-        return tqdm(total=total, desc=label, leave=not in_jupyter, **look)
+        return tqdm(total=total, desc=label, initial=initial, leave=not in_jupyter, **look)
     times: dict[str, Any] = {"delay": QUIET, "mininterval": BETWEEN, "maxinterval": 2 * BETWEEN}
+    times["initial"] = initial
     return tqdm(total=total, desc=label, file=_Lines(), bar_format=LINE, **times)
 
 

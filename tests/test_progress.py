@@ -124,3 +124,13 @@ def test_jupyter_without_widgets_gives_no_warning():
         "import safetyheads, tqdm.auto\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_was_done_before_says_nothing_of_the_time_left(capsys):
+    for shown in (None, True):
+        with progress.bar(100, "walk", "step", shown, done=90) as drawn:
+            drawn.update()
+            assert (drawn.n, drawn.initial) == (91, 90)  # the rate is of what came since
+    with progress.whole(100, "all"), progress.bar(100, "walk", "step", done=90) as part:
+        assert part.n == 90
+    capsys.readouterr()

@@ -43,7 +43,7 @@ def describe_interruption(folder: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Run the command line and return its exit code: 0, 2 for bad input or a missing package, 130 after Ctrl-C."""
     # Before torch is imported: threads that spin while they wait make a busy machine several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     options = parse_arguments(arguments)
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\n{describe_interruption(options.out)}", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         said = as_options(" ".join(str(error).split()))
         print(f"safetyheads: error: {said}", file=sys.stderr)
         return 2

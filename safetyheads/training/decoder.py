@@ -94,8 +94,7 @@ def train_decoder(
     tokens, held_out, about = _text(folder, recipe, corpus, progress)
     _require_same(folder, recipe, about)
     model, optimizer, start, losses = _resumed(folder, recipe)
-    with bar(recipe.steps, "training", "step", progress) as shown:
-        shown.update(start)
+    with bar(recipe.steps, "training", "step", progress, done=start) as shown:
         for step in range(start, recipe.steps + 1):
             if step in recipe.kept_steps and str(step) not in losses:
                 losses[str(step)] = _held_out_loss(model, held_out, recipe)

@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,11 @@ def train_sibling(
     it; by default it is looked for by name. `start` is a folder with an adapter of the same model and shape, to go on
     from. A run that was killed goes on where it was when the same call is made again.
 
-    Raises ValueError for a model without a chat template, an adapter to start from that is another model's, a folder
-    that holds a training by another recipe, and what `load_checkpoint` and `load_prompts` raise.
+    Raises ImportError without peft, ValueError for a model without a chat template, an adapter to start from that is
+    another model's, a folder that holds a training by another recipe, and what `load_checkpoint` and `load_prompts`
+    raise.
     """
+    _require_peft()
     folder = writable_folder(folder)
     checkpoint = load_checkpoint(model, device=device)
     checkpoint.model.set_attn_implementation("sdpa")
@@ -117,6 +120,12 @@ def write_adapter(
     write_whole(folder / ADAPTER, json.dumps(settings, indent=1).encode())
     write_whole(folder / "card.json", json.dumps(card, indent=1).encode())
     return folder
+
+
+def _require_peft() -> None:
+    """Said before the harmless lessons are answered, which takes minutes."""
+    if find_spec("peft") is None:
+        raise ImportError("a sibling is trained with peft: pip install 'safetyheads[training]'")
 
 
 def _answered(

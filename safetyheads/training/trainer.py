@@ -18,6 +18,9 @@ from safetyheads.training.perturbing import perturb
 from safetyheads.training.recipes import TARGETS, Recipe
 from safetyheads.training.tails import Tail
 
+CHANCE = 0.1
+"""About one standard error of a separation, at the 36 harmful and 44 harmless prompts of an examination."""
+
 
 @dataclass(frozen=True, eq=False)
 class School:
@@ -74,11 +77,11 @@ def train(
         _keep(folder, recipe, curve, trained, optimizer, 0)
         done = 0
     order = batches(school.exercises.rows, recipe.batch, recipe.steps, recipe.seed)
-    with bar(recipe.steps, f"training {recipe.kind}", "step", progress) as shown:
+    with bar(recipe.steps, f"training {recipe.kind}", "step", progress, done=done) as shown:
         for step, chosen in enumerate(order, 1):
-            shown.update(1)
             if step <= done:
                 continue
+            shown.update(1)
             if _finished(curve, recipe):
                 break
             for group in optimizer.param_groups:
@@ -94,11 +97,14 @@ def train(
 
 
 def best_step(curve: Sequence[dict[str, float]]) -> int:
-    """The examined step after which the separation was largest, of those with few degenerate answers; the first of
-    equals. Where a training begins is none of its steps."""
+    """The examined step that separates best and speaks best: of those with few degenerate answers whose separation is
+    within `CHANCE` of the largest, the one with the lowest loss of harmless answers. Where a training begins is none
+    of its steps."""
     trained = [point for point in curve if point["step"]] or list(curve)
     usable = [point for point in trained if point["degenerate"] <= 0.05] or trained
-    return int(max(usable, key=_separation)["step"])
+    largest = max(map(_separation, usable))
+    near = [point for point in usable if _separation(point) >= largest - CHANCE]
+    return int(min(near, key=lambda point: point["harmless_loss"])["step"])
 
 
 def _separation(point: dict[str, float]) -> float:

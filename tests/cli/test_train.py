@@ -49,3 +49,13 @@ def test_what_is_asked_reaches_the_training_and_the_curve_is_shown(tmp_path, mon
     said = capsys.readouterr().out
     assert "   8     0.90          0.10" in said
     assert "The adapter of step 8" in said
+
+
+def test_without_peft_it_says_what_to_install_before_anything_is_opened(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("safetyheads.training.siblings.find_spec", lambda name: None)
+    monkeypatch.setattr("safetyheads.prompts.load_prompts", lambda name, path: name)
+    assert main(["train", "ssft", "--out", str(tmp_path / "out")]) != 0
+    assert "pip install 'safetyheads[training]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
