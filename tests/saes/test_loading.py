@@ -212,6 +212,13 @@ def test_gemma_scope_subtracts_no_bias(tmp_path, parts):
     numpy.savez(inside / "params.npz", **{n: t.numpy() for n, t in named.items()})
     with pytest.raises(ValueError, match="is of the embedding"):
         load_sae(inside)
+    # Releases of attention and of MLPs name their folders as that of the residual stream does.
+    for release in ("gemma-scope-2b-pt-att", "models--google--gemma-scope-9b-pt-mlp"):
+        other = tmp_path / release / "layer_20"
+        other.mkdir(parents=True)
+        numpy.savez(other / "params.npz", **{n: t.numpy() for n, t in named.items()})
+        with pytest.raises(ValueError, match=f"{release} has SAEs of attention or an MLP"):
+            load_sae(other)
 
 
 def dictionary(folder, weights, kind):
