@@ -348,10 +348,10 @@ def fastest(
     tail = list(groups[-1].prompts[-2:])
     # A variant may borrow from another prompt, which need not share its rows.
     others = [list(groups[-2].prompts[-1:])] if len(tail) == 1 and len(groups) > 1 else []
-    calls = {shape: call for some in groups for shape, call in some.recorded.items()}
+    known = {shape: made for some in groups for shape, made in some.recorded.items()}
     shared = groups[-1].prefix if len(tail) > 1 else 0
     checked = [
-        Rows.of(model, batch, Group(prompts, 1), calls, shared if prompts is tail else 0)
+        Rows.of(model, batch, Group(prompts, 1), known, shared if prompts is tail else 0)
         for prompts in (*others, tail)
     ]
     rows, whole = checked[-1], Whole()
