@@ -23,9 +23,9 @@ settings.register_profile("shared-machine", deadline=None, max_examples=30)
 settings.load_profile("shared-machine")
 
 
-FORKING = ("test_executors.py", "test_store.py", "test_mistakes.py")
+FORKING = ("test_executors.py", "test_store.py", "test_mistakes.py", "test_fetching.py")
 """Their processes are forked from one server: its imports are paid for once where one worker runs them."""
-LONG = (*FORKING, "test_planted.py", "test_notebooks.py", "test_fetching.py", "test_types.py")
+LONG = (*FORKING, "test_planted.py", "test_notebooks.py", "test_types.py")
 """What takes longest begins first, so that no worker waits for another's last file."""
 
 
