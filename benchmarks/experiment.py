@@ -44,7 +44,7 @@ from safetyheads.evidence.carriers import judge_effects
 from safetyheads.heads import Head, heads_like
 from safetyheads.inputs import SIDES, Side, prepare, prepare_pairs
 from safetyheads.interventions.ablating import mean_z
-from safetyheads.interventions.ablations import InterchangeAblation, as_ablation
+from safetyheads.interventions.ablations import Ablation, InterchangeAblation, as_ablation
 from safetyheads.interventions.named import all_active
 from safetyheads.judges import KeywordJudge
 from safetyheads.metrics import refusal_tokens
@@ -73,6 +73,13 @@ ABLATIONS = {
     "mean": as_ablation("mean"),
     "resample": as_ablation("resample"),
 }
+SWAPS = {
+    "interchange": (InterchangeAblation(), "harmful"),
+    "interchange (sufficiency)": (InterchangeAblation(), "harmless"),
+    "interchange (same_side)": (InterchangeAblation("same_side"), "harmful"),
+    "interchange (stranger)": (InterchangeAblation("stranger"), "harmful"),
+}
+"""What is lent to the heads of the named groups, and on which side: both ways, and the two controls."""
 NEW_TOKENS = 12
 DRAWS = 10
 
@@ -219,28 +226,28 @@ class Experiment:
         if not file.exists():
             self.in_time()
             start = time.process_time()
-            torch.save(self._sweep(pairs, name, heads), file)
+            torch.save(self._sweep(pairs, ABLATIONS[name], heads), file)
             print(f"{file.stem}: {time.process_time() - start:.0f} s of processor", flush=True)
         return torch.load(file)
 
     def _sweep(
         self,
         pairs: PromptSet,
-        name: str,
+        ablation: Ablation,
         heads: Sequence[Head] | None = None,
         side: Side = "harmful",
     ) -> Tensor:
-        ablation = ABLATIONS.get(name) or as_ablation(name)
         execution = Execution(store=self.folder / "store", progress=False)
         both = "pairs" in ablation.needs
         inputs = prepare_pairs(self.model, pairs) if both else prepare(self.model, pairs, side=side)
         metric = RefusalShift() if both else Together((RefusalShift(), Ships()), ((), ()))
         measurement = measure(inputs, ablation, metric)
         heads = measurement.heads() if heads is None else heads
-        if both:  # the harmless prompts lend and are not run themselves
-            about = {"side": "harmful", "heads": [str(head) for head in heads]}
+        if both:  # the prompts of the other side lend and are not run themselves
+            about = {"side": side, "heads": [str(head) for head in heads]}
             store = Store(self.folder / "store", measurement.manifest(execution, **about))
-            found = Rounds(measurement, execution, store)(heads, range(len(pairs)))[None]
+            rows = range(len(pairs)) if side == "harmful" else range(len(pairs), 2 * len(pairs))
+            found = Rounds(measurement, execution, store)(heads, rows)[None]
         else:
             readings = run(measurement, measurement.variants(heads), execution).readings
             found = torch.stack(readings.split(len(inputs.batch), -1))
@@ -268,13 +275,14 @@ class Experiment:
         opposes = next(c for c in self.conditions(STEPS[0]) if "raising" in c.name)
         return {**found, "opposing": opposes.heads}
 
-    def swapped(self) -> Tensor:
-        """Refusal shift by interchange of the heads in these groups only, [head, pair], on all pairs."""
-        file = self.folder / "sweeps" / "interchange of named.pt"
+    def swapped(self, name: str) -> Tensor:
+        """Refusal shift by a swap of the heads in these groups only, [head, pair], on all pairs."""
+        file = self.folder / "sweeps" / f"{name} of named.pt"
         if not file.exists():
             self.in_time()
             heads = sorted(set(sum(self.named().values(), ())))
-            torch.save(self._sweep(self.whole(), "interchange", heads), file)
+            ablation, side = SWAPS[name]
+            torch.save(self._sweep(self.whole(), ablation, heads, side), file)
         return torch.load(file)[0]
 
     def specific(self) -> tuple[Tensor, Tensor]:
@@ -287,7 +295,7 @@ class Experiment:
             heads = [
                 Head(*divmod(n, self.model.n_heads)) for n in self.ends("zero", self.swept("zero"))
             ]
-            torch.save(self._sweep(self.others, "zero", heads, "harmless")[0], file)
+            torch.save(self._sweep(self.others, ABLATIONS["zero"], heads, "harmless")[0], file)
         return harmful, torch.load(file)
 
     def scores(self, names: Sequence[str]) -> dict[str, Tensor]:
@@ -300,7 +308,7 @@ class Experiment:
         if not file.exists():
             self.in_time()
             heads = [Head(self.model.n_layers // 2, head) for head in range(self.model.n_heads)]
-            scaled = self._sweep(self.first, "scaling_contribution", heads)
+            scaled = self._sweep(self.first, as_ablation("scaling_contribution"), heads)
             apart = scaled - self.swept("zero")[..., : self.setting.first]
             file.write_text(json.dumps(apart.nan_to_num().abs().max().item()))
         return json.loads(file.read_text())
@@ -433,14 +441,13 @@ class Experiment:
     def record(self) -> dict[str, Any]:
         """What there is, small: every head's mean scores, and a letter an answer."""
         self.end = time.monotonic()  # nothing new is run
-        names = [
-            name for name in ABLATIONS if self._there(lambda n=name: self.swept(n)) is not None
-        ]
-        scores = self.scores(names)
-        swept = {name: some[..., : self.setting.swept_on(name)] for name, some in scores.items()}
+        found = {name: self._there(lambda n=name: self.swept(n)) for name in ABLATIONS}
+        scores = {name: some for name, some in found.items() if some is not None}
+        swept = {name: self._there(lambda n=name: self.swept_whole(n)) for name in ABLATIONS}
+        swept = {name: some for name, some in swept.items() if some is not None}
         done, conditions, useful = set(), [], []
         for rankings in STEPS:
-            for condition in self.conditions([n for n in rankings if n in names]):
+            for condition in self.conditions([n for n in rankings if n in scores]):
                 heads = " ".join(map(str, condition.heads))
                 for dataset in self.asked:
                     key = (condition.name, condition.ablation, dataset)
@@ -449,8 +456,8 @@ class Experiment:
                         done.add(key)
                         said = "".join(LETTERS[answer["verdict"]] for answer in answers)
                         conditions.append([*key, heads, said])
-                if found := self._there(lambda c=condition: self.useful(c)):
-                    useful.append([condition.name, condition.ablation, *found])
+                if use := self._there(lambda c=condition: self.useful(c)):
+                    useful.append([condition.name, condition.ablation, *use])
         metrics = ("refusal_shift", "ships")
         return {
             "model": self.setting.model,
@@ -496,14 +503,18 @@ class Experiment:
 
     def effects(self) -> list[list[Any]]:
         """Of the named groups: heads, ablation, the sum of what each head does alone [nat] with its 95 % interval over
-        pairs, p by flipping signs, and pairs; interchange beside zero ablation and undifferentiated attention."""
-        if not (self.folder / "sweeps" / "interchange of named.pt").exists():
-            return []
+        pairs, p by flipping signs, and pairs; swaps beside zero ablation and undifferentiated attention, and what a
+        harmless partner takes away beyond another harmful prompt."""
+        shown = {name: self.swept(name)[0] for name in STEPS[0]}
+        swaps = {name: self._there(lambda n=name: self.swapped(n)) for name in SWAPS}
+        shown |= {name: some for name, some in swaps.items() if some is not None}
+        if {"interchange", "interchange (same_side)"} <= shown.keys():
+            beyond = shown["interchange"] - shown["interchange (same_side)"]
+            shown["interchange less same side"] = beyond
         rows = []
-        swept = {name: self.swept(name)[0] for name in ("zero", UA)}
         for name, heads in self.named().items():
             places = [head.layer * self.model.n_heads + head.head for head in heads]
-            for ablation, scores in {**swept, "interchange": self.swapped()}.items():
+            for ablation, scores in shown.items():
                 effect = scores[places].double().sum(0)
                 effect = effect[effect.isfinite()]  # on the other pairs only the ends were run
                 low, high = bootstrap_interval(effect)
@@ -527,8 +538,8 @@ class Experiment:
                     if n == 0 or condition.decisive:
                         self.cell(dataset, condition)
             self.specific()
-            if "interchange" in self.setting.fewer:
-                self.swapped()
+            for name in SWAPS:
+                self.swapped(name)
         for condition in self.conditions(STEPS[1]):
             if condition.decisive:
                 self.useful(condition)
@@ -606,8 +617,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=8)
-    what = "interchange, of the heads that the rankings name only: a minute"
-    parser.add_argument("--named", action="store_true", help=what)
     parser.add_argument("--record", type=Path, help="write what there is, and run nothing")
     options = parser.parse_args()
     setting = SETTINGS[options.model]
@@ -618,7 +627,7 @@ def main() -> None:
         options.record.write_text(json.dumps(experiment.record(), separators=(",", ":")) + "\n")
         return
     with contextlib.suppress(OutOfTime):
-        (experiment.swapped if options.named else experiment.run)()
+        experiment.run()
 
 
 if __name__ == "__main__":
