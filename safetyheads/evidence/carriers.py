@@ -45,7 +45,7 @@ ABOUT: dict[Verdict, str] = {
     "opposes": "its loss raises the metric, under every removal",
     "lowers": "its loss lowers the metric, under the only removal that was run",
     "raises": "its loss raises the metric, under the only removal that was run",
-    "written": "an effect of what the ablation writes: no removal shows it",
+    "written": "an effect of what the ablation writes: no removal shows one of its sign",
     "unsettled": "removals disagree, or too few of them see it",
     "nothing": "neither a removal nor what is written moves the metric more than chance",
 }
@@ -201,13 +201,13 @@ def kind_of_ablation(name: str) -> Literal["removal", "same side", "writing"]:
 
 
 def _verdict(rows: "pandas.DataFrame", level: float, several: bool) -> Verdict:
-    seen = rows["q_value"] <= level
+    seen, raising = rows["q_value"] <= level, rows["effect"] > 0
     removal = rows["kind"] == "removal"
-    signs = set((rows.loc[removal, "effect"] > 0).tolist())
+    signs = set(raising[removal & seen])
     if seen[removal].all() and len(signs) == 1:
         if several:
             return "opposes" if signs == {True} else "carrier"
         return "raises" if signs == {True} else "lowers"
-    if seen[removal].any():
-        return "unsettled"
-    return "written" if seen[rows["kind"] == "writing"].any() else "nothing"
+    if not set(raising[(rows["kind"] == "writing") & seen]) <= signs:
+        return "written"
+    return "unsettled" if signs else "nothing"
