@@ -3,12 +3,12 @@
     python benchmarks/experiment.py --model sibling --data DATA --folder FOLDER --minutes 8
     python benchmarks/experiment.py --model sibling --data DATA --folder FOLDER --record benchmarks/records/sibling.json
 
-All heads are swept on matched pairs of JailbreakBench under zero, mean and resample ablation, undifferentiated
-attention and interchange (scaling contribution is zero but for 1e-5; one layer checks it): of `sibling`, the
-SmolLM2-135M that was taught to refuse, on a few pairs, and the ends of each ranking on all of them; of `qwen` on all.
-Groups that each ranking names, groups of the opposite sign, random groups of the same layers and a direction are then
-taken away while the model answers prompts that had no part in the choice. Each step is saved in the folder: run the
-command again until it says that all is done. No answer is kept, only verdicts and hashes.
+All heads are swept on a few matched pairs of JailbreakBench under zero, mean and resample ablation, undifferentiated
+attention and interchange (scaling contribution is zero but for 1e-5; one layer checks it), and the ends of each ranking
+on more pairs: of `sibling`, the SmolLM2-135M that was taught to refuse, or of `qwen`. Groups that each ranking names,
+groups of the opposite sign, random groups of the same layers and a direction are then taken away while the model
+answers prompts that had no part in the choice. Each step is saved in the folder: run the command again until it says
+that all is done. No answer is kept, only verdicts and hashes.
 """
 
 import argparse
@@ -40,10 +40,11 @@ from safetyheads.engine.execution import Execution
 from safetyheads.engine.measurement import measure
 from safetyheads.engine.rounds import Rounds
 from safetyheads.engine.run import run
+from safetyheads.evidence.carriers import judge_effects
 from safetyheads.heads import Head, heads_like
 from safetyheads.inputs import SIDES, Side, prepare, prepare_pairs
 from safetyheads.interventions.ablating import mean_z
-from safetyheads.interventions.ablations import InterchangeAblation, as_ablation
+from safetyheads.interventions.ablations import Ablation, InterchangeAblation, as_ablation
 from safetyheads.interventions.named import all_active
 from safetyheads.judges import KeywordJudge
 from safetyheads.metrics import refusal_tokens
@@ -72,6 +73,13 @@ ABLATIONS = {
     "mean": as_ablation("mean"),
     "resample": as_ablation("resample"),
 }
+SWAPS = {
+    "interchange": (InterchangeAblation(), "harmful"),
+    "interchange (sufficiency)": (InterchangeAblation(), "harmless"),
+    "interchange (same_side)": (InterchangeAblation("same_side"), "harmful"),
+    "interchange (stranger)": (InterchangeAblation("stranger"), "harmful"),
+}
+"""What is lent to the heads of the named groups, and on which side: both ways, and the two controls."""
 NEW_TOKENS = 12
 DRAWS = 10
 
@@ -96,16 +104,28 @@ class Setting(NamedTuple):
     longest: int
     """Tokens that a held-out prompt may have."""
     fewer: Mapping[str, int] = MappingProxyType({})
-    """Pairs of ablations that the processor's time did not reach for."""
+    """Pairs that all heads are run on under ablations which the processor's time did not reach for."""
+    before: int | None = 9
+    """Conditions of zero ablation and undifferentiated attention that come before the sweep of interchange."""
+
+    def swept_on(self, ablation: str) -> int:
+        """Pairs that all heads are run on."""
+        return self.fewer.get(ablation, self.first)
 
 
 SETTINGS = {
     "qwen": Setting(
         "qwen2.5-coder-0.5b-instruct",
-        **{"pairs": 12, "first": 12, "ends": 0, "layer": 12, "longest": 44, "each": 12},
-        harmful={JBB: slice(None), MALICIOUS: slice(1, None, 3), ADVBENCH: slice(None, None, 7)},
-        harmless={SAFE: slice(None, None, 5)},
+        **{"pairs": 44, "first": 12, "ends": 10, "layer": 12, "longest": 44, "each": 10},
+        harmful={
+            JBB: slice(None),
+            MALICIOUS: slice(1, None, 3),
+            ADVBENCH: slice(None, None, 7),
+            UNSAFE: slice(None, None, 5),
+        },
+        harmless={BENIGN: slice(None), SAFE: slice(None, None, 5)},
         fewer={"mean": 6, "interchange": 6, "resample": 6},
+        before=None,
     ),
     "sibling": Setting(
         "smollm2-135m-ssft",  # it learnt from AdvBench
@@ -118,8 +138,8 @@ SETTINGS = {
         harmless={BENIGN: slice(1, None, 2), SAFE: slice(None, None, 5)},
     ),
 }
-STEPS = ((("zero", UA), 9), (("zero", UA, "interchange"), None), (tuple(ABLATIONS), None))
-"""Rankings, and how many of the conditions that they give come before the next sweep."""
+STEPS = (("zero", UA), ("zero", UA, "interchange"), tuple(ABLATIONS))
+"""Rankings whose conditions come before the next sweep."""
 LETTERS = {"refuse": "r", "comply": "c", "deflect": "d", "degenerate": "b"}
 """Verdicts in a record."""
 
@@ -153,7 +173,7 @@ class Experiment:
         chosen = _rows(pairs, places).limit(setting.pairs)
         self.first = chosen.limit(setting.first)
         others = [n for n, text in enumerate(chosen.harmful) if text not in self.first.harmful]
-        self.others = _rows(chosen, others) if others else None
+        self.others = _rows(chosen, others)
         table = pandas.read_csv(data / "xstest.csv").groupby("label")["prompt"].apply(list)
         apart = {
             JBB: [text for text in pairs.harmful if text not in chosen.harmful],
@@ -193,39 +213,41 @@ class Experiment:
     def swept(self, name: str) -> Tensor:
         """Refusal shift and Ships of every head on each pair, [metric, head, prompt]; the ends of the ranking that the
         first pairs give are run on the others too, and the other heads are NaN there."""
-        first = self._part(name, self.first.limit(self.setting.fewer.get(name, self.setting.first)))
-        if self.others is None:
-            return first
-        heads = [Head(*divmod(n, self.model.n_heads)) for n in self.ends(first)]
+        first = self.swept_whole(name)
+        heads = [Head(*divmod(n, self.model.n_heads)) for n in self.ends(name, first)]
         return torch.cat([first, self._part(name, self.others, heads)], -1)
+
+    def swept_whole(self, name: str) -> Tensor:
+        """The same of the first pairs, on which all heads are run."""
+        return self._part(name, self.first.limit(self.setting.swept_on(name)))
 
     def _part(self, name: str, pairs: PromptSet, heads: Sequence[Head] | None = None) -> Tensor:
         file = self.folder / "sweeps" / f"{name}{' of ends' if heads else ''}.pt"
         if not file.exists():
             self.in_time()
             start = time.process_time()
-            torch.save(self._sweep(pairs, name, heads), file)
+            torch.save(self._sweep(pairs, ABLATIONS[name], heads), file)
             print(f"{file.stem}: {time.process_time() - start:.0f} s of processor", flush=True)
         return torch.load(file)
 
     def _sweep(
         self,
         pairs: PromptSet,
-        name: str,
+        ablation: Ablation,
         heads: Sequence[Head] | None = None,
         side: Side = "harmful",
     ) -> Tensor:
-        ablation = ABLATIONS.get(name) or as_ablation(name)
         execution = Execution(store=self.folder / "store", progress=False)
         both = "pairs" in ablation.needs
         inputs = prepare_pairs(self.model, pairs) if both else prepare(self.model, pairs, side=side)
         metric = RefusalShift() if both else Together((RefusalShift(), Ships()), ((), ()))
         measurement = measure(inputs, ablation, metric)
         heads = measurement.heads() if heads is None else heads
-        if both:  # the harmless prompts lend and are not run themselves
-            about = {"side": "harmful", "heads": [str(head) for head in heads]}
+        if both:  # the prompts of the other side lend and are not run themselves
+            about = {"side": side, "heads": [str(head) for head in heads]}
             store = Store(self.folder / "store", measurement.manifest(execution, **about))
-            found = Rounds(measurement, execution, store)(heads, range(len(pairs)))[None]
+            rows = range(len(pairs)) if side == "harmful" else range(len(pairs), 2 * len(pairs))
+            found = Rounds(measurement, execution, store)(heads, rows)[None]
         else:
             readings = run(measurement, measurement.variants(heads), execution).readings
             found = torch.stack(readings.split(len(inputs.batch), -1))
@@ -234,9 +256,9 @@ class Experiment:
         whole[:, [head.layer * per + head.head for head in heads]] = found.float().cpu()
         return whole
 
-    def ends(self, found: Tensor) -> list[int]:
+    def ends(self, name: str, found: Tensor) -> list[int]:
         """The first and the last heads by the refusal shift, and half as many of the first by Ships."""
-        count, means = self.setting.ends, found[..., : self.setting.first].mean(-1)
+        count, means = self.setting.ends, found[..., : self.setting.swept_on(name)].mean(-1)
         order = means[0].argsort(stable=True).tolist()
         places = {*order[:count], *order[-count:]}
         if len(means) > 1:
@@ -247,18 +269,20 @@ class Experiment:
         """The groups of five that zero ablation and undifferentiated attention name, and the one that opposes."""
         found = {
             ablation: heads
-            for _, ablation, heads, decisive in itertools.islice(self.conditions(("zero", UA)), 3)
+            for _, ablation, heads, decisive in itertools.islice(self.conditions(STEPS[0]), 3)
             if heads and decisive
         }
-        opposes = next(c for c in self.conditions(("zero", UA)) if "raising" in c.name)
+        opposes = next(c for c in self.conditions(STEPS[0]) if "raising" in c.name)
         return {**found, "opposing": opposes.heads}
 
-    def swapped(self) -> Tensor:
-        """Refusal shift by interchange of the heads in these groups only, [head, pair], on the first pairs."""
-        file = self.folder / "sweeps" / "interchange of named.pt"
+    def swapped(self, name: str) -> Tensor:
+        """Refusal shift by a swap of the heads in these groups only, [head, pair], on all pairs."""
+        file = self.folder / "sweeps" / f"{name} of named.pt"
         if not file.exists():
+            self.in_time()
             heads = sorted(set(sum(self.named().values(), ())))
-            torch.save(self._sweep(self.first, "interchange", heads), file)
+            ablation, side = SWAPS[name]
+            torch.save(self._sweep(self.whole(), ablation, heads, side), file)
         return torch.load(file)[0]
 
     def specific(self) -> tuple[Tensor, Tensor]:
@@ -266,10 +290,12 @@ class Experiment:
         had no part in choosing the heads that are run here."""
         harmful = self.swept("zero")[0, :, self.setting.first :]
         file = self.folder / "sweeps" / "zero, harmless.pt"
-        if not file.exists() and self.others is not None:
+        if not file.exists():
             self.in_time()
-            heads = [Head(*divmod(n, self.model.n_heads)) for n in self.ends(self.swept("zero"))]
-            torch.save(self._sweep(self.others, "zero", heads, "harmless")[0], file)
+            heads = [
+                Head(*divmod(n, self.model.n_heads)) for n in self.ends("zero", self.swept("zero"))
+            ]
+            torch.save(self._sweep(self.others, ABLATIONS["zero"], heads, "harmless")[0], file)
         return harmful, torch.load(file)
 
     def scores(self, names: Sequence[str]) -> dict[str, Tensor]:
@@ -282,7 +308,7 @@ class Experiment:
         if not file.exists():
             self.in_time()
             heads = [Head(self.model.n_layers // 2, head) for head in range(self.model.n_heads)]
-            scaled = self._sweep(self.first, "scaling_contribution", heads)
+            scaled = self._sweep(self.first, as_ablation("scaling_contribution"), heads)
             apart = scaled - self.swept("zero")[..., : self.setting.first]
             file.write_text(json.dumps(apart.nan_to_num().abs().max().item()))
         return json.loads(file.read_text())
@@ -387,7 +413,7 @@ class Experiment:
 
     def whole(self) -> PromptSet:
         """All pairs that choose the heads."""
-        parts = [part for part in (self.first, self.others) if part is not None]
+        parts = (self.first, self.others)
         sides = (sum((getattr(part, side) for part in parts), ()) for side in SIDES)
         return PromptSet(JBB, *sides, paired=True)
 
@@ -415,13 +441,13 @@ class Experiment:
     def record(self) -> dict[str, Any]:
         """What there is, small: every head's mean scores, and a letter an answer."""
         self.end = time.monotonic()  # nothing new is run
-        names = [
-            name for name in ABLATIONS if self._there(lambda n=name: self.swept(n)) is not None
-        ]
-        scores, first = self.scores(names), self.setting.first
+        found = {name: self._there(lambda n=name: self.swept(n)) for name in ABLATIONS}
+        scores = {name: some for name, some in found.items() if some is not None}
+        swept = {name: self._there(lambda n=name: self.swept_whole(n)) for name in ABLATIONS}
+        swept = {name: some for name, some in swept.items() if some is not None}
         done, conditions, useful = set(), [], []
-        for rankings, _ in STEPS:
-            for condition in self.conditions([n for n in rankings if n in names]):
+        for rankings in STEPS:
+            for condition in self.conditions([n for n in rankings if n in scores]):
                 heads = " ".join(map(str, condition.heads))
                 for dataset in self.asked:
                     key = (condition.name, condition.ablation, dataset)
@@ -430,21 +456,21 @@ class Experiment:
                         done.add(key)
                         said = "".join(LETTERS[answer["verdict"]] for answer in answers)
                         conditions.append([*key, heads, said])
-                if found := self._there(lambda c=condition: self.useful(c)):
-                    useful.append([condition.name, condition.ablation, *found])
+                if use := self._there(lambda c=condition: self.useful(c)):
+                    useful.append([condition.name, condition.ablation, *use])
         metrics = ("refusal_shift", "ships")
         return {
             "model": self.setting.model,
             "heads": [self.model.n_layers, self.model.n_heads],
-            "pairs": {name: some[..., :first].shape[-1] for name, some in scores.items()},
+            "pairs": {name: some.shape[-1] for name, some in swept.items()},
             "pairs of ends": self.setting.pairs,
             "prompts": {name: len(texts) for name, texts in (self.harmful | self.harmless).items()},
             "scores": {
                 name: {
-                    metric: [round(v, 4) for v in values[:, :first].mean(-1).tolist()]
+                    metric: [round(v, 4) for v in values.mean(-1).tolist()]
                     for metric, values in zip(metrics, some, strict=False)
                 }
-                for name, some in scores.items()
+                for name, some in swept.items()
             },
             "ends": {
                 name: {
@@ -453,9 +479,9 @@ class Experiment:
                     if v == v
                 }
                 for name, some in scores.items()
-                if self.others is not None
             },
-            "correlations": correlations({n: some[..., :first] for n, some in scores.items()}),
+            "correlations": correlations(swept),
+            "told by a pair": self.told(),
             "interchange of named": self._there(self.effects),
             "specificity": specificities(self._there(self.specific), self.model.n_heads),
             "scaling less zero, largest": self._there(self.scaling),
@@ -464,17 +490,33 @@ class Experiment:
             "utility": [list(row) for row in dict.fromkeys(map(tuple, useful))],
         }
 
+    def told(self) -> dict[str, str]:
+        """What zero ablation and undifferentiated attention together say of the first ten heads of each."""
+        swept = {n: self.swept_whole(n)[0] for n in STEPS[0]}
+        per = self.model.n_heads
+        labels = [str(Head(*divmod(n, per))) for n in range(len(swept["zero"]))]
+        judged = judge_effects(swept, labels, "refusal_shift")
+        return {
+            name: judged.note([labels[n] for n in some.mean(-1).argsort()[:10].tolist()])
+            for name, some in swept.items()
+        }
+
     def effects(self) -> list[list[Any]]:
         """Of the named groups: heads, ablation, the sum of what each head does alone [nat] with its 95 % interval over
-        pairs, p by flipping signs, and pairs; interchange beside zero ablation and undifferentiated attention."""
-        if not (self.folder / "sweeps" / "interchange of named.pt").exists():
-            return []
+        pairs, p by flipping signs, and pairs; swaps beside zero ablation and undifferentiated attention, and what a
+        harmless partner takes away beyond another harmful prompt."""
+        shown = {name: self.swept(name)[0] for name in STEPS[0]}
+        swaps = {name: self._there(lambda n=name: self.swapped(n)) for name in SWAPS}
+        shown |= {name: some for name, some in swaps.items() if some is not None}
+        if {"interchange", "interchange (same_side)"} <= shown.keys():
+            beyond = shown["interchange"] - shown["interchange (same_side)"]
+            shown["interchange less same side"] = beyond
         rows = []
-        swept = {name: self.swept(name)[0, :, : self.setting.first] for name in ("zero", UA)}
         for name, heads in self.named().items():
             places = [head.layer * self.model.n_heads + head.head for head in heads]
-            for ablation, scores in {**swept, "interchange": self.swapped()}.items():
+            for ablation, scores in shown.items():
                 effect = scores[places].double().sum(0)
+                effect = effect[effect.isfinite()]  # on the other pairs only the ends were run
                 low, high = bootstrap_interval(effect)
                 numbers = (effect.mean(), low, high, permutation_p(effect))
                 rounded = [float(f"{float(x):.3g}") for x in numbers]
@@ -489,14 +531,16 @@ class Experiment:
 
     def run(self) -> None:
         """All steps, in order."""
-        for names, count in STEPS:
+        for names in STEPS:
+            count = self.setting.before if names == STEPS[0] else None
             for condition in itertools.islice(self.conditions(names), count):
                 for n, dataset in enumerate(self.asked):
                     if n == 0 or condition.decisive:
                         self.cell(dataset, condition)
-            if self.others is not None:
-                self.specific()
-        for condition in self.conditions(("zero", UA, "interchange")):
+            self.specific()
+            for name in SWAPS:
+                self.swapped(name)
+        for condition in self.conditions(STEPS[1]):
             if condition.decisive:
                 self.useful(condition)
         self.scaling()
@@ -573,8 +617,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=8)
-    what = "interchange, of the heads that the rankings name only: a minute"
-    parser.add_argument("--named", action="store_true", help=what)
     parser.add_argument("--record", type=Path, help="write what there is, and run nothing")
     options = parser.parse_args()
     setting = SETTINGS[options.model]
@@ -585,7 +627,7 @@ def main() -> None:
         options.record.write_text(json.dumps(experiment.record(), separators=(",", ":")) + "\n")
         return
     with contextlib.suppress(OutOfTime):
-        (experiment.swapped if options.named else experiment.run)()
+        experiment.run()
 
 
 if __name__ == "__main__":

@@ -450,6 +450,7 @@ def main() -> None:
         print(experiment.comparisons().to_string(float_format="%.3g"))
         print(experiment.predictions().to_string(float_format="%.3g"))
         print({name: experiment.random(name) for name in ("zero", UA)})
+        print(experiment.record.get("told by a pair"))
         names = ["group", "heads", "ablation", "sum", "low", "high", "p", "pairs"]
         table = pandas.DataFrame(experiment.record.get("interchange of named", ()), columns=names)
         print(table.to_string(index=False))

@@ -23,6 +23,27 @@ settings.register_profile("shared-machine", deadline=None, max_examples=30)
 settings.load_profile("shared-machine")
 
 
+FORKING = ("test_executors.py", "test_store.py", "test_mistakes.py", "test_fetching.py")
+"""Their processes are forked from one server: its imports are paid for once where one worker runs them."""
+LONG = (*FORKING, "test_planted.py", "test_notebooks.py", "test_types.py")
+"""What takes longest begins first, so that no worker waits for another's last file."""
+
+
+def named(nodeid, files):
+    """Whether a test is of one of these files."""
+    return nodeid.partition("::")[0].endswith(files)
+
+
+def architecture_of(nodeid):
+    """The architecture that a test is about, or None."""
+    asked = nodeid.partition("::")[2].partition("[")[2]
+    return next((name for name in LONGEST if name in asked), None)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: (not named(item.nodeid, LONG), not architecture_of(item.nodeid)))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Of several workers one gets all tests of an architecture, or else of a file: no other opens their model.
@@ -33,11 +54,13 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByModel(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            file, _, test = nodeid.partition("::")
-            if file.endswith("test_notebooks.py"):  # each takes seconds, and they share nothing
+            if named(nodeid, "test_notebooks.py"):  # each takes seconds, and they share nothing
                 return nodeid
-            return next((name for name in LONGEST if name in test.partition("[")[2]), file)
+            if named(nodeid, FORKING):
+                return "forking"
+            return architecture_of(nodeid) or nodeid.partition("::")[0]
 
+    config.option.loadscopereorder = False
     return ByModel(config, log)
 
 

@@ -1,11 +1,15 @@
 """Does an obvious mistake in Python end in a sentence? As a user meets it: in a process where no types are checked."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+import warnings
 
+import numpy
+import pandas
 import pytest
+
+from tests.forked import call, needs_fork
+from tests.zoo import CONFIGS, random_model, tokenizer
+
+pytestmark = needs_fork
 
 MISTAKES = {
     # A model.
@@ -112,40 +116,37 @@ MEANT = {
     'AblateHeads("L1H1", "zero")': "AblateHeads((Head(1, 1),), ZeroAblation())",
     'Screened(include=["L1H1"])': "Screened(include=(Head(1, 1),))",
 }
-SCRIPT = """
-import json, sys
-import numpy, pandas
-from safetyheads import *
-from tests.zoo import CONFIGS, random_model, tokenizer
 
-model = load_model(random_model(CONFIGS["llama"]()), tokenizer())
-mistakes, meant = json.loads(sys.stdin.read())
-said, same = {}, {}
-for code in mistakes:
-    try:
-        said[code] = f"no error: {eval(code)!r}"
-    except ValueError as error:
-        said[code] = str(error)
-    except Exception as error:
-        said[code] = f"{type(error).__name__}: {error}"
-for pair in meant.items():
-    one, other = map(eval, pair)
-    same[pair[0]] = one.values.equal(other.values) if isinstance(one, HeadScores) else one == other
-print(json.dumps([said, same]))
-"""
+
+def hear(mistakes, meant):
+    """What is said of each mistake, and whether what means the same gives the same."""
+    import safetyheads
+
+    warnings.simplefilter("ignore")
+    names = {name: getattr(safetyheads, name) for name in safetyheads.__all__}
+    model = safetyheads.load_model(random_model(CONFIGS["llama"]()), tokenizer())
+    names |= {"model": model, "numpy": numpy, "pandas": pandas}
+    said, same = {}, {}
+    for code in mistakes:
+        try:
+            said[code] = f"no error: {eval(code, names)!r}"
+        except ValueError as error:
+            said[code] = str(error)
+        except Exception as error:
+            said[code] = f"{type(error).__name__}: {error}"
+    for pair in meant.items():
+        one, other = (eval(code, names) for code in pair)
+        scores = isinstance(one, safetyheads.HeadScores)
+        same[pair[0]] = bool(one.values.equal(other.values) if scores else one == other)
+    return said, same
 
 
 @pytest.fixture(scope="module")
 def heard():
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT],
-        cwd=Path(__file__).parents[1],
-        input=json.dumps([list(MISTAKES), MEANT]),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    """As a user hears it: in a process without checked shapes, which would answer first."""
+    code, answer = call(hear, list(MISTAKES), MEANT)
+    assert code == 0
+    return answer
 
 
 @pytest.mark.parametrize("code", MISTAKES)

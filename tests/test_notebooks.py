@@ -217,7 +217,7 @@ def test_the_code_in_the_readme_runs(tiny_model, tiny_data, tmp_path, monkeypatc
         code = code.replace(f'"{name}"', repr(str(tmp_path / "models" / name)))
     drawn = '["L18H2", "L17H0", "L14H1", "L14H4", "L8H0"]'
     assert drawn in code
-    code = code.replace(drawn, '["L0H1", "L1H2", "L2H3", "L3H4", "L0H5"]')
+    code = code.replace(drawn, '["L0H1", "L1H2", "L2H3", "L1H4", "L0H5"]')
     monkeypatch.setenv("SAFETYHEADS_DATA", str(tiny_data))
     monkeypatch.chdir(tmp_path)
     shown = []

@@ -121,6 +121,15 @@ class Rows:
         first, rest = recorded(prefix) if prefix else ([], [])
         return cls(model, tuple(prompts), width, ids, lengths, prefix, whole, first, rest)
 
+    @property
+    def recorded(self) -> Calls:
+        """What was recorded for them, by length and shared prefix: for others of the same lengths."""
+        length = self.ids.shape[1]
+        found: Calls = {(length, 0): ([], self.calls)}
+        if self.prefix:
+            found[length, self.prefix] = self.prefix_calls, self.suffix_calls
+        return found
+
     def at_last(self, rows: Float[Tensor, "row pos d"], cut: int = 0) -> Float[Tensor, "row d"]:
         """The last token of each row, of rows that lack the first `cut` tokens; any number of copies of the prompts."""
         last = (self.lengths.to(rows.device) - 1 - cut).repeat(len(rows) // len(self.lengths))

@@ -348,7 +348,12 @@ def fastest(
     tail = list(groups[-1].prompts[-2:])
     # A variant may borrow from another prompt, which need not share its rows.
     others = [list(groups[-2].prompts[-1:])] if len(tail) == 1 and len(groups) > 1 else []
-    checked = [Rows.of(model, batch, Group(prompts, 1), {}) for prompts in (*others, tail)]
+    known = {shape: made for some in groups for shape, made in some.recorded.items()}
+    shared = groups[-1].prefix if len(tail) > 1 else 0
+    checked = [
+        Rows.of(model, batch, Group(prompts, 1), known, shared if prompts is tail else 0)
+        for prompts in (*others, tail)
+    ]
     rows, whole = checked[-1], Whole()
     baseline = whole.baseline(rows).log_probs
     kernels = kernels_of(model)

@@ -3,7 +3,8 @@
 What is lost with a head and what happens when something is put in its place are different findings. An effect counts as
 the head's own only where it has one sign and stands under every removal that was run: zero ablation, the mean over all
 tokens, the head's output on harmless prompts (interchange). Undifferentiated attention puts the mean of the values
-there instead, which the model may never have seen; an effect under it alone is one of what the ablation writes.
+there instead, which the model may never have seen; an effect under it alone is one of what the ablation writes. Where
+only one removal was run beside it, what is written can be told, and what is lost is not yet called carried.
 
 Resample ablation among harmful prompts is no removal: what all of them make a head say, every lender says too. On a
 planted model (16 pairs) the head that carries refusal moves its log-odds by -12.5 under mean ablation and by -0.02
@@ -28,7 +29,7 @@ from safetyheads.storage.results import load_result, save_result
 if TYPE_CHECKING:
     import pandas
 
-Verdict = Literal["carrier", "opposes", "written", "unsettled", "nothing"]
+Verdict = Literal["carrier", "opposes", "lowers", "raises", "written", "unsettled", "nothing"]
 REMOVALS = {
     "zero": "zero",
     "scaling_contribution": "zero",  # but for its epsilon, 1e-5
@@ -42,7 +43,9 @@ SAME_SIDE = ("resample", "interchange (same_side)")
 ABOUT: dict[Verdict, str] = {
     "carrier": "its loss lowers the metric, under every removal",
     "opposes": "its loss raises the metric, under every removal",
-    "written": "an effect of what the ablation writes: no removal shows it",
+    "lowers": "its loss lowers the metric, under the only removal that was run",
+    "raises": "its loss raises the metric, under the only removal that was run",
+    "written": "an effect of what the ablation writes: no removal shows one of its sign",
     "unsettled": "removals disagree, or too few of them see it",
     "nothing": "neither a removal nor what is written moves the metric more than chance",
 }
@@ -99,12 +102,14 @@ def find_carriers(scores: Sequence[HeadScores], *, level: float = 0.05, seed: in
     """Which heads carry what a metric measures, by their scores under several ablations on the same prompts.
 
     `scores` are `score_heads` under zero ablation, `score_interchange(...).necessity`, and the scores under any other
-    ablation that is to be judged; the metric must have a sign (refusal shift). Each effect
-    is tested against zero by flipping the signs of the prompts' scores, two-sided, with Benjamini-Hochberg over all
-    heads and ablations at `level`. `seed` draws the bootstrap and the sign patterns.
+    ablation that is to be judged; the metric must have a sign (refusal shift). Each effect is tested against zero by
+    flipping the signs of the prompts' scores, two-sided, with Benjamini-Hochberg over all heads and ablations at
+    `level`. `seed` draws the bootstrap and the sign patterns. Of one removal beside an ablation that writes, no head is
+    called a carrier: `lowers` and `raises` say what its loss does.
 
-    Raises ValueError for scores of different models, metrics or prompts, fewer than two removals that differ, one
-    ablation twice, a metric without a sign or without a score for each prompt, and estimated scores.
+    Raises ValueError for scores of different models, metrics or prompts, fewer than two removals that differ (or one
+    beside what writes), one ablation twice, a metric without a sign or without a score for each prompt, and estimated
+    scores.
     """
     if not scores:
         raise ValueError("there are no scores; give those of two removals or more")
@@ -144,10 +149,12 @@ def judge_effects(
 
     counts = {values.shape[-1] for values in effects.values()}
     removals = [name for name in effects if kind_of_ablation(name) == "removal"]
-    if len({REMOVALS[name] for name in removals}) < 2:
+    several = len({REMOVALS[name] for name in removals}) > 1
+    writing = any(kind_of_ablation(name) == "writing" for name in effects)
+    if not (several or (removals and writing)):
         raise ValueError(
             f"of {', '.join(effects)}, removals are {', '.join(removals) or 'none'}; give at least two that differ, of "
-            f"{', '.join(REMOVALS)}"
+            f"{', '.join(REMOVALS)}, or one beside what writes, such as undifferentiated_attention"
         )
     if len(counts) > 1:
         raise ValueError(
@@ -175,7 +182,9 @@ def judge_effects(
         )
     table = pandas.concat(tables, ignore_index=True)
     table["q_value"] = benjamini_hochberg(torch.tensor(table["p_value"].tolist())).tolist()
-    by_label = {label: _verdict(rows, level) for label, rows in table.groupby("label", sort=False)}
+    by_label = {
+        label: _verdict(rows, level, several) for label, rows in table.groupby("label", sort=False)
+    }
     table["verdict"] = table["label"].map(by_label)
     return Carriers(table, level, metric, counts.pop())
 
@@ -191,12 +200,14 @@ def kind_of_ablation(name: str) -> Literal["removal", "same side", "writing"]:
     return "same side" if name in SAME_SIDE else "writing"
 
 
-def _verdict(rows: "pandas.DataFrame", level: float) -> Verdict:
-    seen = rows["q_value"] <= level
+def _verdict(rows: "pandas.DataFrame", level: float, several: bool) -> Verdict:
+    seen, raising = rows["q_value"] <= level, rows["effect"] > 0
     removal = rows["kind"] == "removal"
-    signs = set((rows.loc[removal, "effect"] > 0).tolist())
+    signs = set(raising[removal & seen])
     if seen[removal].all() and len(signs) == 1:
-        return "opposes" if signs == {True} else "carrier"
-    if seen[removal].any():
-        return "unsettled"
-    return "written" if seen[rows["kind"] == "writing"].any() else "nothing"
+        if several:
+            return "opposes" if signs == {True} else "carrier"
+        return "raises" if signs == {True} else "lowers"
+    if not set(raising[(rows["kind"] == "writing") & seen]) <= signs:
+        return "written"
+    return "unsettled" if signs else "nothing"

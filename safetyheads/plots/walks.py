@@ -126,7 +126,7 @@ def plot_regions(
         f"{invalid} invalid in all. Dotted: a straight line."
     )
     positive = table.loc[table[x] > 0, x]
-    zero = float(positive.min()) / 4 if len(positive) else 1.0
+    zero = float(positive.min()) / (4 if (table[x] == 0).any() else 1) if len(positive) else 1.0
     size, gap = (400, 300), 76
     inner = (len(measures) * size[0] + (len(measures) - 1) * gap, size[1])
     below, notes = caption(note, width=LEFT + inner[0] + RIGHT, left=LEFT, below=BOTTOM)
@@ -164,16 +164,18 @@ def plot_regions(
 
 
 def plot_synthetic(
-    table: "pandas.DataFrame", *, note: str | None = None
+    table: "pandas.DataFrame", *, bins: int | None = None, note: str | None = None
 ) -> "plotly.graph_objects.Figure":
-    """Draw how max slope and plateau length are distributed over each kind of activation, as cumulative shares.
+    """Draw how max slope and plateau length are distributed over each kind of activation, with its mean.
 
     Args:
         table: a row a kind and walk, as `SyntheticComparison.table` makes it.
+        bins: of a histogram, the same for all kinds; by default the share of walks up to each value is drawn, which
+            needs none.
         note: a line under the figure; by default the number of walks.
 
     Raises:
-        ValueError: a column is missing or no walk is valid.
+        ValueError: a column is missing, no walk is valid, or there is less than one bin.
     """
     import plotly.graph_objects as go
 
@@ -181,7 +183,10 @@ def plot_synthetic(
     valid = table[table["valid"]]
     if valid.empty:
         raise ValueError("the table has no valid walk: there is nothing to draw")
-    note = _of(table, "kind", note or f"{len(valid)} valid walks of {len(table)}.")
+    if bins is not None and bins < 1:
+        raise ValueError(f"bins is {bins}; a histogram has at least 1")
+    told = f"{len(valid)} valid walks of {len(table)}. Triangles: means."
+    note = _of(table, "kind", note or told)
     size, gap = (400, 300), 76
     inner = (2 * size[0] + gap, size[1])
     below, notes = caption(note, width=LEFT + inner[0] + RIGHT, left=LEFT, below=BOTTOM)
@@ -195,22 +200,52 @@ def plot_synthetic(
     }
     for number, (measure, title) in enumerate(titles.items()):
         place = panel(number, x=number * (size[0] + gap), y=0, size=size, inner=inner)
-        y = axis(title=dict(text="" if number else "Share of walks"), range=[0, 1.02])
+        lines = {
+            str(k): _steps(p[measure], valid[measure], bins)
+            for k, p in valid.groupby("kind", sort=False)
+        }
+        top = max(max(heights) for _, heights in lines.values())
+        y = axis(title=dict(text="" if number else "Share of walks"), range=[0, 1.08 * top])
         layout |= place.frame(axis(title=dict(text=title)), y)
-        for kind, part in valid.groupby("kind", sort=False):
-            values = sorted(part[measure].tolist())
+        for kind, (values, heights) in lines.items():
+            colour, name = KINDS.get(kind, DARK), escape(kind)
+            up = "" if bins else " up to"
             figure.add_scatter(
-                x=[values[0], *values],
-                y=[n / len(values) for n in range(len(values) + 1)],
+                x=values,
+                y=heights,
                 mode="lines",
-                line=dict(color=KINDS.get(str(kind), DARK), width=2, shape="hv"),
-                name=escape(str(kind)),
+                line=dict(color=colour, width=2, shape="hv"),
+                name=name,
+                legendgroup=name,
                 showlegend=not number,
-                hovertemplate=f"{escape(str(kind))}: %{{y:.2f}} up to %{{x:.3g}}<extra></extra>",
+                hovertemplate=f"{name}: %{{y:.2f}}{up} at %{{x:.3g}}<extra></extra>",
+                **place.axes,
+            )
+            mean = float(valid.loc[valid["kind"] == kind, measure].mean())
+            figure.add_scatter(
+                x=[mean],
+                y=[1.04 * top],
+                mode="markers",
+                marker=dict(symbol="triangle-down", size=9, color=colour),
+                legendgroup=name,
+                showlegend=False,
+                hovertemplate=f"{name}: mean %{{x:.3g}}<extra></extra>",
                 **place.axes,
             )
     figure.update_layout(layout)
     return figure
+
+
+def _steps(own: Any, every: Any, bins: int | None) -> tuple[list[float], list[float]]:
+    """Where the steps of a distribution are and how high: cumulative, or of bins that all kinds share."""
+    import numpy as np
+
+    if bins is None:
+        values = sorted(own.tolist())
+        return [values[0], *values], [n / len(values) for n in range(len(values) + 1)]
+    edges = np.histogram_bin_edges(every, bins)
+    counts = np.histogram(own, edges)[0] / len(own)
+    return [edges[0], *edges.tolist()], [0.0, *counts.tolist(), 0.0]
 
 
 def plot_border(

@@ -248,6 +248,13 @@ def _gemma_npz(folder: Path, hook: str | None, mean_norm: float | None) -> Sae:
         raise ValueError(
             f"{folder} is of the embedding, which Gemma scales before its first block; take a layer's"
         )
+    if other := next(
+        (p for p in folder.parts if re.search(r"scope.*-(att|mlp|transcoder)", p)), None
+    ):
+        raise ValueError(
+            f"{other} has SAEs of attention or an MLP, whose folders are named as those of the residual stream; take "
+            "one of the release that ends in -res"
+        )
     return _gemma(weights, hook, named[-1] if named else None, folder, {})
 
 

@@ -4,28 +4,35 @@ Prompts are a random sample of those that are there, without replacement: a head
 variance falls to nothing as n reaches N (the finite-population factor 1 - n/N). Few prompts give a poor variance of a
 single head; hundreds of heads together give a good one. As limma does for genes (Smyth 2004,
 doi:10.2202/1544-6115.1027, with the trend of Sartor et al. 2006, doi:10.1186/1471-2105-7-538), each head's variance is
-moderated toward what heads of its size have: the log variances are a line in log |mean| with a scatter, part of it
-their chi-square noise, and the rest becomes the prior's degrees of freedom.
+moderated toward what heads of its size have: the log variances are a line in the log size with a scatter, part of it
+their chi-square noise, and the rest becomes the prior's degrees of freedom. The size is the geometric mean of positive
+scores, else the root mean square.
 
-Scores that are all positive (a divergence) are skewed: their logarithms are taken for normal, the variance is theirs,
-and the interval is one of the mean's logarithm.
+Scores that are all positive (a divergence) are skewed: their logarithms are modelled. An interval is one of the prompts
+that were not run, predicted from those that were (Royall 1970, doi:10.1093/biomet/57.2.377): of logarithms by mean plus
+half the variance (Cox's estimate of a log-normal mean; Zhou & Gao 1997). Its quantiles come from made-up heads
+(`pivots`), not from Student's t.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.special import digamma, polygamma
-from scipy.stats import t as student
+
+from safetyheads.screening.pivots import Population, standard
 
 MOST_PRIOR = 200.0
 """Prompts that the other heads may count for, at most."""
-NEARLY_NONE, MOST_VARIANCE = 1e-2, 3.0
-"""Of positive scores: what is this small beside the mean counts as this large, and logarithms vary by this at most."""
+NEARLY_NONE = 1e-2
+"""Of positive scores: what is this small beside the mean counts as this large."""
 LEAST = 1e-12
 """Beside the largest, what counts as nothing."""
+BINS, FARTHEST = 100, (0.0005, 0.9995)
+"""Of the heads' sizes, and the quantiles where they end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,39 +40,71 @@ class Means:
     """Every head's mean over all prompts, by the prompts that it was run on."""
 
     mean: Float[ndarray, " head"]
+    """Unbiased."""
     error: Float[ndarray, " head"]
     """Its standard error; 0 where all prompts were run."""
-    freedom: Float[ndarray, " head"]
-    """Degrees of freedom of the error."""
-    positive: bool
-    """Whether scores are positive, and the interval is one of the logarithm."""
+    count: Int[ndarray, " head"]
+    """Prompts run."""
+    prompts: int
+    seen: Float[ndarray, " head"]
+    """Mean over the prompts run."""
+    expected: Float[ndarray, " head"]
+    """Mean over the others, as expected; the logarithm where scores are positive."""
+    variance: Float[ndarray, " head"]
+    """Of a head's scores; of their logarithms where scores are positive."""
+    population: Population
 
     def interval(
         self, level: float = 0.95
     ) -> tuple[Float[ndarray, " head"], Float[ndarray, " head"]]:
-        """Lower and upper end, each head's own."""
-        quantile = student.ppf(0.5 + level / 2, self.freedom)
-        if not self.positive:
-            return self.mean - quantile * self.error, self.mean + quantile * self.error
-        centre, spread = self._logarithm
-        return np.exp(centre - quantile * spread), np.exp(centre + quantile * spread)
+        """Lower and upper end, each head's own; the mean lies within."""
+        low, high = self.mean.copy(), self.mean.copy()
+        for some, drawn in self._drawn:
+            ends = np.quantile(drawn, (0.5 - level / 2, 0.5 + level / 2), axis=1)
+            if self.population.positive:
+                ends = np.exp(ends)
+            low[some], high[some] = np.minimum(low[some], ends[0]), np.maximum(high[some], ends[1])
+        return low, high
 
     def above(self, border: float) -> Float[ndarray, " head"]:
-        """Each head's chance that its mean over all prompts is above a border."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            if self.positive:
-                centre, spread = self._logarithm
-                steps = (np.log(max(border, 1e-300)) - centre) / spread
-            else:
-                steps = (border - self.mean) / self.error
-        known = np.where(self.mean > border, 1.0, 0.0)
-        return np.where(self.error > 0, student.sf(steps, self.freedom), known)
+        """Each head's chance that its mean over all prompts is above a border.
 
-    @property
-    def _logarithm(self) -> tuple[Float[ndarray, " head"], Float[ndarray, " head"]]:
-        """Centre and spread of the mean's logarithm."""
-        variance = np.log1p((self.error / self.mean) ** 2)
-        return np.log(self.mean) + variance / 2, np.sqrt(variance)
+        A head is one of many, and few are large: what its own prompts leave open is weighed by how many heads have such
+        means (empirical Bayes, Robbins 1956; Efron 2010, Large-Scale Inference, chapter 1).
+        """
+        chance = np.where(self.mean > border, 1.0, 0.0)
+        if not self._drawn:
+            return chance
+        known = self.mean[self.count == self.prompts]
+        if self.population.positive:
+            known, border = np.log(known), float(np.log(border))
+        made = self._drawn[0][1].shape[1]
+        sizes = np.concatenate([np.repeat(known, made), *(one.ravel() for _, one in self._drawn)])
+        low, high = np.quantile(sizes, FARTHEST)
+        edges = np.linspace(low, max(high, *known, low + 1e-12 * (1 + abs(low))), BINS + 1)
+        many = np.convolve(np.histogram(sizes, edges)[0], (0.25, 0.5, 0.25), "same")
+        for some, drawn in self._drawn:
+            weights = many[np.clip(np.searchsorted(edges, drawn) - 1, 0, BINS - 1)]
+            above = (weights * (drawn > border)).sum(1)
+            chance[some] = above / np.maximum(weights.sum(1), 1e-300)
+        return chance
+
+    @cached_property
+    def _drawn(self) -> list[tuple[Bool[ndarray, " head"], Float[ndarray, "some made"]]]:
+        """Of heads that lack the same number of prompts: what their means over all may be, in order; logarithms."""
+        counts = np.unique(self.count[self.count < self.prompts]).tolist()
+        pivots = self.population.pivots(counts, self.prompts)
+        found = []
+        for count in counts:
+            some, share = self.count == count, count / self.prompts
+            error = self.population.errors(self.variance[some], self.count[some], self.prompts)
+            others = self.expected[some][:, None] + error[:, None] * pivots[count]
+            seen = share * self.seen[some][:, None]
+            if self.population.positive:
+                found.append((some, np.log(seen + (1 - share) * np.exp(others))))
+            else:
+                found.append((some, seen + (1 - share) * others))
+        return found
 
 
 def means(
@@ -79,28 +118,63 @@ def means(
     Sampling Techniques, 7.1; prediction-powered inference with a fitted weight, arXiv:2311.01453), with one slope for
     all heads, fitted on all that was run: of a useless covariate it is next to 0.
     """
-    count = ran.sum(1)
+    count, prompts = ran.sum(1), scores.shape[1]
+    if prompts == 1:
+        return _of_one(scores[:, 0])
     kept = np.where(ran, scores, 0.0)
-    first = kept.sum(1) / count
+    seen = kept.sum(1) / count
     positive = bool((scores[ran] > 0).all())
-    mean, fitted = first, np.zeros_like(kept)
+    mean, fitted = seen, np.zeros_like(kept)
     if covariate is not None:
-        mean, fitted = _regressed(kept, ran, first, covariate)
+        mean, fitted = _regressed(kept, ran, seen, covariate)
         if positive and (mean <= 0).any():  # a correction may not change the sign
-            mean = np.where(mean <= 0, first, mean)
+            mean = np.where(mean <= 0, seen, mean)
     left = np.where(ran, scores - fitted, 0.0)
     if positive:
         left = np.log(np.maximum(np.where(ran, scores, 1.0), NEARLY_NONE * mean[:, None]))
     centred = _centred(left, ran)
+    ahead = np.zeros_like(mean)
     if positive and covariate is not None and (covariate > 0).all():
-        beside = _centred(np.log(covariate), ran)
-        centred = centred - (centred * beside).sum() / max((beside**2).sum(), 1e-300) * beside
-    variance, prior = moderated((centred**2).sum(1) / (count - 1), count - 1, np.abs(mean))
+        centred, ahead = _less_explained(centred, ran, np.log(covariate))
+    own = (centred**2).sum(1) / (count - 1)
+    # The mean of logarithms says nothing of their spread, as the mean of scores does; and a head whose scores cancel
+    # in a few prompts is no small one.
+    logs = np.where(ran, left, 0.0).sum(1) / count
+    size = np.exp(logs) if positive else np.sqrt(mean**2 + own / count)
+    variance, typical, prior = moderated(own, count - 1, size)
+    population = Population(typical, prior, standard(centred, ran, own), positive)
+    variance = population.capped(variance)
+    share = count / prompts
     if positive:
-        variance = np.expm1(np.minimum(variance, MOST_VARIANCE)) * mean**2
-    share = 1 - count / scores.shape[1]
-    error = np.sqrt(variance / count * share)
-    return Means(mean, error, count - 1 + prior, positive)
+        expected = logs + ahead + variance / 2
+        spread = np.expm1(variance) * mean**2
+    else:
+        expected = seen + (mean - seen) / np.maximum(1 - share, 1 / prompts)
+        spread = variance
+    error = np.sqrt(spread / count * (1 - share))
+    return Means(mean, error, count, prompts, seen, expected, variance, population)
+
+
+def _of_one(scores: Float[ndarray, " head"]) -> Means:
+    """Of one prompt in all, every mean is known."""
+    none, every = np.zeros_like(scores), np.ones(len(scores), int)
+    population = Population(none, MOST_PRIOR, none, positive=False)
+    return Means(scores, none, every, 1, scores, scores, none, population)
+
+
+def _less_explained(
+    centred: Float[ndarray, "head prompt"],
+    ran: Bool[ndarray, "head prompt"],
+    covariate: Float[ndarray, "head prompt"],
+) -> tuple[Float[ndarray, "head prompt"], Float[ndarray, " head"]]:
+    """Residuals less what a covariate explains, and how much more it promises of the prompts not run."""
+    beside = _centred(covariate, ran)
+    slope = (centred * beside).sum() / max((beside**2).sum(), 1e-300)
+    before = np.where(ran, covariate, 0.0).sum(1) / ran.sum(1)
+    others = np.where(ran, 0.0, np.exp(slope * (covariate - before[:, None]))).sum(1)
+    missing = (~ran).sum(1)
+    ahead = np.log(np.where(missing > 0, others, 1.0) / np.maximum(missing, 1))
+    return centred - slope * beside, ahead
 
 
 def _centred(
@@ -135,15 +209,25 @@ def _regressed(
     return first + slope * scale_y * (whole / scale_x - seen), coefficient[:, None] * covariate
 
 
+class Moderated(NamedTuple):
+    """Variances, and what they were moderated toward."""
+
+    variance: Float[ndarray, " head"]
+    typical: Float[ndarray, " head"]
+    """What a head of its size has."""
+    prior: float
+    """Degrees of freedom that this counts for."""
+
+
 def moderated(
     variance: Float[ndarray, " head"], freedom: Int[ndarray, " head"], size: Float[ndarray, " head"]
-) -> tuple[Float[ndarray, " head"], float]:
-    """Variances moderated toward the line that they make with the heads' size, and the degrees of freedom of that line.
+) -> Moderated:
+    """Variances moderated toward the line that they make with the heads' size.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> equal = rng.chisquare(3, 500) / 3
-    >>> new, prior = moderated(equal, np.full(500, 3), np.ones(500))
+    >>> new, _, prior = moderated(equal, np.full(500, 3), np.ones(500))
     >>> bool(prior > 50), bool(new.std() < 0.2 * equal.std())
     (True, True)
     """
@@ -164,7 +248,7 @@ def moderated(
     if beyond > 0:
         prior = min(MOST_PRIOR, 2 * _inverse_trigamma(float(beyond)))
     target = np.exp(fitted + digamma(prior / 2) - np.log(prior / 2))
-    return (freedom * variance + prior * target) / (freedom + prior), prior
+    return Moderated((freedom * variance + prior * target) / (freedom + prior), target, prior)
 
 
 def _inverse_trigamma(value: float) -> float:

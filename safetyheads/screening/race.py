@@ -202,9 +202,6 @@ class _Track:
 
     def means(self) -> Means:
         """Every head's mean over all prompts."""
-        if self.scores.shape[1] == 1:
-            one = self.scores[:, 0]
-            return Means(one, np.zeros_like(one), np.ones_like(one), bool((one > 0).all()))
         return means(self.scores, self.ran, self.covariate)
 
     def survivors(self, alive: Bool[ndarray, " head"]) -> Bool[ndarray, " head"]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import itertools
+import multiprocessing
 import os
 import pickle
 import sys
@@ -29,6 +30,7 @@ from safetyheads.models.hooked import ModelSource
 from safetyheads.models.opening import load_model, reopen
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.storage.store import Store
+from tests.forked import forking, needs_fork
 from tests.jobs import dying_once, square
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
 
@@ -55,11 +57,12 @@ def local(folder):
 
 
 def kill_a_worker(executor, marker):
-    """An executor like another, one of whose workers is killed on the way."""
+    """An executor like another, one of whose workers is killed as soon as it has work."""
     marker.mkdir()
 
     def mapped(function, items):
-        return executor(functools.partial(dying_once, function, marker), items)
+        dying = functools.partial(dying_once, pickle.dumps(function), marker)
+        return executor(dying, map(pickle.dumps, items))
 
     mapped.workers = executor.workers
     return mapped
@@ -110,7 +113,11 @@ def test_ray_that_is_not_installed_is_said(monkeypatch):
         ray_map()
 
 
-def test_a_killed_process_is_replaced_and_the_scores_are_the_local_ones(folder, local, tmp_path):
+@needs_fork
+def test_a_killed_process_is_replaced_and_the_scores_are_the_local_ones(
+    folder, local, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: forking)
     executor = kill_a_worker(process_map(1, threads=1), tmp_path / "begun")
     with pytest.warns(UserWarning, match=r"killed by SIGKILL\); what it was at is run again"):
         apart = score_heads(

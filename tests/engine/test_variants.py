@@ -173,7 +173,7 @@ def test_several_at_once_are_what_their_plain_hooks_do_together(zoo):
     one, added, _ = vectors(model)
     path = line(plain)
     both = [
-        AllAtOnce((AblateDirection(one, 1), AddDirection(added, 2))),
+        AllAtOnce((AblateDirection(one), AddDirection(added, 1))),
         AllAtOnce((path.steps(3)[1], AblateDirection(one, 2))),
     ]
     swept = sweep(ships_of(model), both)
@@ -184,8 +184,8 @@ def test_several_at_once_are_what_their_plain_hooks_do_together(zoo):
         plain_kl(
             plain,
             lambda _: [
-                *plain.without(one, 1, mlp),
-                plain.entering(2, lambda x: x + added),
+                *plain.without(one, 0, mlp),
+                plain.entering(1, lambda x: x + added),
             ],
         ),
         plain_kl(plain, lambda n: [*plain.at_last(1, middle[n]), *plain.without(one, 2, mlp)]),
@@ -201,9 +201,9 @@ def test_heads_and_a_direction_at_once_agree_with_whole_passes(llama, rows):
     zero = ZeroAblation()
     variants = [
         AllAtOnce((AblateDirection(one), AblateHead(Head(2, 3), zero))),
-        AllAtOnce((AblateHead(Head(1, 0), zero), AblateHeads((Head(1, 2), Head(3, 3)), zero))),
+        AllAtOnce((AblateHead(Head(1, 0), zero), AblateHeads((Head(1, 2), Head(2, 3)), zero))),
         AllAtOnce((AblateHead(Head(1, 0), MeanAblation()), AddDirection(added, 1))),
-        AblateHeads((Head(1, 0), Head(1, 2), Head(3, 3)), zero),
+        AblateHeads((Head(1, 0), Head(1, 2), Head(2, 3)), zero),
     ]
     measurement = ships_of(model)
     swept = sweep(measurement, variants, rows=rows)

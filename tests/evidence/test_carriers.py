@@ -32,10 +32,29 @@ def test_each_verdict_on_effects_that_are_known():
     effects["zero"][4] -= 4
     effects["interchange"][4] += 4
     effects["interchange (stranger)"][4] += 4
+    effects["zero"][5:7] += 4  # one removal raises what the ablation lowers, or raises too
+    effects["undifferentiated_attention"][5] -= 4
+    effects["undifferentiated_attention"][6] += 4
     labels = [f"L0H{n}" for n in range(40)]
     found = judge_effects(effects, labels, "refusal_shift").verdicts()
     assert found[:5].tolist() == ["carrier", "opposes", "written", "unsettled", "unsettled"]
-    assert (found[5:] == "nothing").mean() > 0.9
+    assert found[5:7].tolist() == ["written", "unsettled"]
+    assert (found[7:] == "nothing").mean() > 0.9
+
+
+def test_one_removal_beside_what_writes_tells_what_is_written_and_calls_nothing_a_carrier():
+    effects = {name: noise(seed=n) for n, name in enumerate(("scaling_contribution", "u"))}
+    effects["scaling_contribution"][:2] += torch.tensor([[-4.0], [4.0]])
+    effects["u"][:3] -= 4
+    found = judge_effects(effects, [f"L0H{n}" for n in range(40)], "refusal_shift").verdicts()
+    assert found[:3].tolist() == ["lowers", "raises", "written"]
+    assert (found[3:] == "nothing").mean() > 0.9
+
+
+def test_one_removal_alone_or_beside_itself_tells_nothing():
+    for names in (("zero", "scaling_contribution"), ("mean", "resample"), ("resample", "u")):
+        with pytest.raises(ValueError, match="give at least two that differ"):
+            judge_effects({name: noise() for name in names}, [f"L0H{n}" for n in range(40)], "m")
 
 
 def test_a_note_names_each_item_once_and_says_where_prompts_are_too_few():

@@ -57,7 +57,7 @@ def projected(hf):
         ):
             module.register_forward_hook(project)
             seen.append(last)
-    assert len(seen) >= 9
+    assert len(seen) >= 7
     return logits(hf)
 
 
@@ -82,7 +82,7 @@ def test_orthogonalised_weights_give_the_hooked_logits(name, tmp_path):
     assert export.max_logit_difference < 2e-5 * export.largest_logit
     told = json.loads((export.folder / "safetyheads.json").read_text())
     assert told["untied"] == (name in ("llama-tied", "gpt2"))
-    assert len(told["changed"]) >= 9
+    assert len(told["changed"]) >= 7
     with torch.no_grad():
         assert torch.equal(model.logits(IDS[0]), before)
 

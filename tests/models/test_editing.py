@@ -22,7 +22,7 @@ from safetyheads.prompts import tokenize
 from tests.oracles import PlainModel, Shrunk, plain
 from tests.zoo import CONFIGS, RAGGED, opened, random_model, tokenizer
 
-GROUP = (Head(0, 1), Head(1, 2), Head(1, 5), Head(3, 0))
+GROUP = (Head(0, 1), Head(1, 2), Head(1, 5), Head(2, 0))
 """Two heads of one layer, and of different key/value groups where there are groups."""
 
 
@@ -163,7 +163,7 @@ def test_one_head_is_a_group_of_one(model):
 def test_nothing_is_left_behind_after_an_error(model):
     ids = ids_of(RAGGED[0])
     before = last(model, ids)
-    attentions = [model.bridge.blocks[layer].attn for layer in (0, 1, 3)]
+    attentions = [model.bridge.blocks[layer].attn for layer in (0, 1, 2)]
     hooks = [(dict(a._forward_hooks), dict(a._forward_pre_hooks)) for a in attentions]
 
     class Broken:
@@ -200,4 +200,4 @@ def test_what_cannot_be_ablated_in_flight_is_refused(model, make, message):
 
 
 def test_a_groups_first_layer_is_its_lowest():
-    assert AblateHeads((Head(3, 0), Head(1, 2)), ZeroAblation()).first_layer == 1
+    assert AblateHeads((Head(2, 0), Head(1, 2)), ZeroAblation()).first_layer == 1

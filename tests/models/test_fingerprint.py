@@ -97,8 +97,10 @@ def test_a_store_does_not_serve_readings_of_another_rope(tmp_path):
     import transformers
 
     scaled = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
-    other = transformers.LlamaConfig(**SIZES, head_dim=4, rope_parameters=scaled)
-    models = [load_model(random_model(c), tokenizer()) for c in (CONFIGS["llama"](), other)]
+    configs = (
+        transformers.LlamaConfig(**SIZES, **rope) for rope in ({}, {"rope_parameters": scaled})
+    )
+    models = [load_model(random_model(config), tokenizer()) for config in configs]
     first, second = (scored(model, tmp_path) for model in models)
     assert (first - second).abs().max() > 1e-4
     assert torch.equal(second, scored(models[1]))

@@ -166,7 +166,7 @@ def test_models_that_scale_their_logits_score_as_plain_passes_do(config, factor)
     scores = score_heads(model, RAGGED[:1], ablation="zero", execution=QUIET)
     assert scores.provenance["engine"] == "resumed"
     ids = tokenizer()(RAGGED[0])["input_ids"]
-    for la, he in [(0, 0), (2, 5), (3, 1)]:
+    for la, he in [(0, 0), (1, 5), (2, 1)]:
         change = plain.writing_z(la, he, torch.zeros_like)
         expected = kl(plain.run(ids)[0], plain.run(ids, change)[0])
         assert scores.per_prompt[la, he, 0].item() == pytest.approx(expected, abs=2e-6)

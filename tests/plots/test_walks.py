@@ -63,6 +63,9 @@ def test_regions_stand_beside_random_weights_and_a_zero_has_a_place():
     assert again.xaxis == "x2"
     assert list(figure.layout.xaxis.ticktext) == ["0", "100", "10k"]
     assert "6 invalid" in figure.layout.annotations[0].text
+    sizes = plot_regions(regions().assign(parameters=[1e8, 1e8, 2e8, 2e8, 5e8, 5e8]), "parameters")
+    assert sizes.layout.xaxis.title.text == "Parameters"
+    assert min(sizes.data[0].x) > 5e7  # no place for a zero that is not there
     with pytest.raises(ValueError, match="the table is empty"):
         plot_regions(regions()[:0], "tokens")
 
@@ -80,6 +83,15 @@ def test_kinds_of_activations_are_cumulated():
     assert list(real.x) == [20, 20, 40]
     assert list(real.y) == [0, 0.5, 1]
     assert plateau.xaxis == "x2"
+    means = [t.x[0] for t in figure.data if t.mode == "markers"]
+    assert means == [30, 60, 1.5, 3]
+    counted = plot_synthetic(table, bins=2)
+    (real, _), (random, _) = traces(counted, "real"), traces(counted, "random")
+    assert list(real.x) == list(random.x) == [20, 20, 40, 60]
+    assert list(real.y) == [0, 0.5, 0.5, 0]  # an edge belongs to the bin above it
+    assert list(random.y) == [0, 0, 1, 0]
+    with pytest.raises(ValueError, match="bins is 0"):
+        plot_synthetic(table, bins=0)
     with pytest.raises(ValueError, match="no valid walk"):
         plot_synthetic(table.assign(valid=False))
 

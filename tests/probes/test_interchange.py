@@ -25,7 +25,7 @@ HARMLESS = (
 PAIRS = PromptSet("pairs", HARMFUL, HARMLESS, paired=True)
 SHARED = 3  # BOS and two words
 REFUSAL = RefusalShift(tokens=(3, 4, 5))
-CHECKED = [(0, 1), (1, 4), (2, 0), (3, 5)]
+CHECKED = [(0, 1), (1, 4), (2, 0), (2, 5)]
 
 
 def ids(text):

@@ -38,7 +38,7 @@ def ids_of(texts):
     return [tokenizer()(text)["input_ids"] for text in texts]
 
 
-CHECKED = [(0, 0), (1, 1), (1, 3), (2, 2), (2, 4), (3, 5)]
+CHECKED = [(0, 0), (1, 1), (1, 3), (2, 2), (2, 4), (2, 5)]
 """The heads that have plain passes: every layer, every head index, every group of keys and values."""
 
 
@@ -94,7 +94,10 @@ def test_scaling_agrees_with_plain_passes(zoo, ablation):
 def test_mean_ablation_writes_the_mean_over_all_real_tokens(zoo):
     plain, model = zoo
     prompts = ids_of(RAGGED)
-    means = [torch.cat([plain.z(ids, layer) for ids in prompts]).mean(0) for layer in range(4)]
+    means = [
+        torch.cat([plain.z(ids, layer) for ids in prompts]).mean(0)
+        for layer in range(model.n_layers)
+    ]
     expected = oracle_kl(
         plain, prompts, lambda la, he: [plain.writing_z(la, he, lambda z: means[la][he])] * 3
     )
@@ -111,7 +114,7 @@ def test_resample_ablation_writes_another_prompts_z_token_by_token(zoo):
         source = [
             t if t < shared else max(shared, len(other) - (len(ids) - t)) for t in range(len(ids))
         ]
-        lent.append([plain.z(other, layer)[source] for layer in range(4)])
+        lent.append([plain.z(other, layer)[source] for layer in range(model.n_layers)])
     expected = oracle_kl(
         plain,
         [first, second],
@@ -155,7 +158,7 @@ def test_generalized_ships_agrees_with_numpy_svd(zoo):
         space: score_heads(model, RAGGED, metric=GeneralizedShips(space)).values
         for space in ("left", "right", "feature0")
     }
-    for layer, head in [(0, 0), (0, 5), (1, 3), (2, 4), (3, 2)]:
+    for layer, head in [(0, 0), (0, 5), (1, 3), (2, 4), (2, 2)]:
         ablated = states(plain.undifferentiated(layer, head, 0.0))
         (u0, _, v0), (u1, _, v1) = (
             numpy.linalg.svd(m, full_matrices=False) for m in (base, ablated)
@@ -186,7 +189,7 @@ def test_refusal_shift_is_the_signed_change_of_the_log_odds(zoo):
     scores = score_heads(model, RAGGED, ablation=ZeroAblation(), metric=RefusalShift())
     for n, ids in enumerate(ids_of(RAGGED)):
         base = log_odds(plain.run(ids)[0])
-        for layer, head in [(0, 1), (2, 5), (3, 0)]:
+        for layer, head in [(0, 1), (1, 5), (2, 0)]:
             hooks = plain.writing_z(layer, head, torch.zeros_like)
             expected = log_odds(plain.run(ids, hooks)[0]) - base
             assert scores.per_prompt[layer, head, n].item() == pytest.approx(expected, abs=1e-5)
@@ -199,8 +202,8 @@ def test_ungrouped_heads_of_one_group_score_apart():
 
     model = load_model(random_model(LlamaConfig(**SIZES)), tokenizer())
     values = score_heads(model, RAGGED).values
-    assert values.shape == (4, 6)
-    assert len({round(v, 9) for v in values.flatten().tolist()}) == 24
+    assert values.shape == (3, 6)
+    assert len({round(v, 9) for v in values.flatten().tolist()}) == 18
 
 
 # The reference code's own numbers -------------------------------------------------------------------------------------

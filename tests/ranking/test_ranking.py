@@ -1,5 +1,6 @@
 """One call gives a table, a figure and files, with each head's harmless score beside its own harmful one."""
 
+import dataclasses
 import json
 import re
 
@@ -302,6 +303,11 @@ def test_a_ranking_tells_what_is_lost_with_a_head_from_what_is_written():
     assert said in repr(ranking)
     assert safety in ranking.plot(note="first").layout.annotations[-1].text
     assert "verdict" in format_table(ranking.top())
+    pair = dataclasses.replace(
+        ranking, harmful=ranking.harmful[::2], harmless=ranking.harmless[::2]
+    )
+    assert pair.carriers.verdicts()[safety] == "lowers"  # one removal: lost, not yet carried
+    assert pair.carriers_note.startswith(f"lowers: {safety}")
 
 
 def test_what_cannot_be_told_apart_is_said(ranking):

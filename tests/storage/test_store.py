@@ -3,10 +3,12 @@
 import errno
 import os
 import platform
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,8 @@ from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.storage.files import write_whole
 from safetyheads.storage.store import Store, fingerprint
+from tests.forked import begin, call, needs_fork
 from tests.zoo import CONFIGS, RAGGED, random_model, tokenizer
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_tensors_come_back_as_they_were(tmp_path):
@@ -116,41 +117,29 @@ def test_an_interrupted_write_leaves_the_old_value_and_no_part_of_the_new(tmp_pa
     assert sorted(store.folder.iterdir()) == before
 
 
-WRITER = """
-import sys, torch
-from safetyheads.storage.store import Store
-store = Store(sys.argv[1], {"same": True})
-for turn in range(60):
-    for key in ("a", "b", "c"):
-        store[key] = torch.full((4000,), float(sys.argv[2]))
-        seen = store[key]  # whole, and of one writer
-        assert len(seen) == 4000 and seen.unique().numel() == 1, seen
-"""
+def write_turns(folder, value):
+    """Write three keys again and again, and see whole values of one writer."""
+    store = Store(folder, {"same": True})
+    for _ in range(60):
+        for key in ("a", "b", "c"):
+            store[key] = torch.full((4000,), value)
+            seen = store[key]
+            assert len(seen) == 4000
+            assert seen.unique().numel() == 1, seen
+    return True
 
 
+@needs_fork
 def test_two_processes_write_the_same_keys(tmp_path):
-    command = [sys.executable, "-c", WRITER, str(tmp_path)]
-    writers = [subprocess.Popen([*command, n], cwd=ROOT, stderr=subprocess.PIPE) for n in "12"]
-    for writer in writers:
-        _, errors = writer.communicate(timeout=120)
-        assert writer.returncode == 0, errors.decode()
+    begun = [begin(write_turns, tmp_path, value) for value in (1.0, 2.0)]
+    assert [answer.recv() for _, answer in begun] == [True, True]
+    for process, _ in begun:
+        process.join()
+        assert process.exitcode == 0
     store = Store(tmp_path, {"same": True})
     assert list(store) == ["a", "b", "c"]
     assert all(store[key].unique().numel() == 1 for key in store)
     assert [p.name for p in store.folder.iterdir() if p.name.startswith(".")] == []
-
-
-KILLED = """
-import os, signal, sys
-from tests.storage.test_store import small_run
-real, calls = os.replace, []
-def replace(source, target):
-    if str(target).endswith("layer002.safetensors"):
-        os.kill(os.getpid(), signal.SIGKILL)  # the third layer is written, and not yet in its place
-    return real(source, target)
-os.replace = replace
-small_run(sys.argv[1])
-"""
 
 
 def small_run(store):
@@ -158,11 +147,22 @@ def small_run(store):
     return score_heads(model, RAGGED, execution=Execution(store=store, progress=False))
 
 
+def killed_run(store):
+    """A run that is killed when its third layer is written, and not yet in its place."""
+    real = os.replace
+
+    def replace(source, target):
+        if str(target).endswith("layer002.safetensors"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(source, target)
+
+    os.replace = replace
+    small_run(store)
+
+
+@needs_fork
 def test_a_killed_run_goes_on_where_it_was_and_ends_at_the_same_bytes(tmp_path, monkeypatch):
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "store")], cwd=ROOT, capture_output=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert call(killed_run, tmp_path / "store") == (-signal.SIGKILL, None)
     (folder,) = (tmp_path / "store").iterdir()
     assert sorted(p.stem for p in folder.glob("*.safetensors")) == ["layer000", "layer001"]
 
@@ -306,43 +306,36 @@ def test_a_damaged_manifest_is_written_anew_and_not_read(tmp_path):
     assert Store.reading(store.folder).provenance == {"a": 1}
 
 
-# One process imports once and forks the runs that are killed, at random points of the run.
-KILLS = """
-import os, random, shutil, signal, sys, time
-from pathlib import Path
-from tests.storage.test_store import small_run
+def runs_killed(base):
+    """Four stores, each by a run that is killed three times at random points and goes on; how many were killed."""
+    draw = random.Random(7)
 
-base, draw = Path(sys.argv[1]), random.Random(7)
+    def child(name):
+        if (pid := os.fork()) == 0:
+            small_run(base / f"store{name}").save(base / f"scores{name}")
+            os._exit(0)
+        return pid
 
-def child(round):
-    if (pid := os.fork()) == 0:
-        small_run(base / f"store{round}").save(base / f"scores{round}")
-        os._exit(0)
-    return pid
-
-small_run(None)
-start = time.time()
-os.waitpid(child("whole"), 0)
-whole = time.time() - start
-killed = 0
-for round in range(4):
-    for _ in range(3):
-        pid = child(round)
-        time.sleep(draw.uniform(0, whole))
-        os.kill(pid, signal.SIGKILL)
-        killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-    assert os.waitpid(child(round), 0)[1] == 0
-print(killed)
-"""
+    small_run(None)
+    start = time.time()
+    os.waitpid(child("whole"), 0)
+    whole = time.time() - start
+    killed = 0
+    for turn in range(4):
+        for _ in range(3):
+            pid = child(turn)
+            time.sleep(draw.uniform(0, whole))
+            os.kill(pid, signal.SIGKILL)
+            killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        assert os.waitpid(child(turn), 0)[1] == 0
+    return killed
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed runs are forked")
+@needs_fork
 def test_runs_killed_at_random_points_end_at_the_same_bytes(tmp_path):
-    ran = subprocess.run(
-        [sys.executable, "-c", KILLS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert int(ran.stdout) >= 6, "most of the 12 runs must still have been running"
+    code, killed = call(runs_killed, tmp_path)
+    assert code == 0
+    assert killed >= 6, "most of the 12 runs must still have been running"
 
     def contents(name):
         folder = tmp_path / name

@@ -1,5 +1,7 @@
 """The planted models do what they are said to, and each method finds in them what it can and no more."""
 
+from contextlib import nullcontext
+
 import pandas
 import pytest
 import torch
@@ -27,10 +29,9 @@ def refusal(planted, side, heads=()):
     refusing = tokenizer.convert_tokens_to_ids(["I", "As", "Sorry"])
     for text in getattr(planted.prompts, side):
         ids = torch.tensor([tokenizer(text)["input_ids"]])
-        logits = planted.model.logits(ids)
-        if heads:
-            with AblateHeads(tuple(heads), ZeroAblation()).active(planted.model):
-                logits = planted.model.logits(ids)
+        silent = AblateHeads(tuple(heads), ZeroAblation()) if heads else None
+        with silent.active(planted.model) if silent else nullcontext():
+            logits = planted.model.logits(ids)
         chances.append(logits[0, -1].softmax(-1)[refusing].sum())
     return torch.stack(chances)
 

@@ -67,7 +67,8 @@ class SyntheticComparison:
             part = pandas.DataFrame({"max_slope": slope, "plateau": plateau["plateau_length"]})
             part["leaves_plateau"] = plateau["leaves_plateau"]
             part["valid"] = ~(toward.invalid | away.invalid).numpy()
-            parts.append(part.assign(kind=kind, walk=range(len(part)), model=toward.model))
+            about = {"model": toward.model, "steps": toward.n_steps}
+            parts.append(part.assign(kind=kind, walk=range(len(part)), **about))
         return pandas.concat(parts, ignore_index=True)
 
     def summary(self, *, resamples: int = 1000, seed: int = 0) -> "pandas.DataFrame":
@@ -90,7 +91,8 @@ class SyntheticComparison:
                 row = {"kind": kind, "measure": measure, "mean": float(own.mean())}
                 row |= {"std": float(own.std()), "ks": ks_distance(own, real)}
                 rows.append(row | {"ks_low": low, "ks_high": high, "walks": len(own)})
-        return pandas.DataFrame(rows).assign(model=self.toward[0].model)
+        first = self.toward[0]
+        return pandas.DataFrame(rows).assign(model=first.model, steps=first.n_steps)
 
     def save(self, folder: str | Path) -> Path:
         """Write a record into a folder, made if it is not there; `load` reads it."""

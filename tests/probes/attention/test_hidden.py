@@ -23,7 +23,7 @@ def test_hidden_magnitudes_are_norms_of_the_plain_models_states():
             states = plain(input_ids=ids, output_hidden_states=True).hidden_states
         logs.append(torch.stack(states)[:, 0].norm(dim=-1).log())
     expected = torch.stack(logs).mean(0)
-    assert found.jailbreak.shape == (5, 15)
+    assert found.jailbreak.shape == (4, 15)
     # The last of Hugging Face's states comes after the final norm.
     assert torch.allclose(found.jailbreak[:-1, :13], expected[:-1], atol=1e-5)
     assert found.jailbreak[:, 13:].isnan().all()

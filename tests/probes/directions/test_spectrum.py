@@ -62,15 +62,15 @@ def entering(plain, text, layer):
 
 def test_the_states_are_those_of_plain_passes(zoo):
     plain, model = zoo
-    sides = read_sides(model, PROMPTS, layers=[3, 1], positions=[-1, -3], progress=False)
-    assert (sides.layers, sides.positions) == ((1, 3), (-3, -1))
-    for layer in (1, 3):
+    sides = read_sides(model, PROMPTS, layers=[2, 1], positions=[-1, -3], progress=False)
+    assert (sides.layers, sides.positions) == ((1, 2), (-3, -1))
+    for layer in (1, 2):
         for position in (-1, -3):
             for got, texts in zip(sides.at(position, layer), (HARMFUL, HARMLESS), strict=True):
                 expected = torch.stack([entering(plain, t, layer)[position] for t in texts])
                 assert (got - expected).abs().max() < 1e-5
     means = sides.mean_differences()
-    first, second = sides.at(-3, 3)
+    first, second = sides.at(-3, 2)
     assert torch.allclose(means[0, 1], first.double().mean(0) - second.double().mean(0))
 
 

@@ -169,7 +169,7 @@ def test_behaviour_is_measured_under_a_prompts_own_bypass(model, detector):
 
 def test_another_models_detector_is_refused(detector):
     config = CONFIGS["gpt2"]()
-    config.n_embd = 12
+    config.n_embd, config.n_layer = 12, 4
     other = load_model(random_model(config), tokenizer())
     with pytest.raises(
         ValueError, match="has width 12, and this detector was fitted on a model of width 24"

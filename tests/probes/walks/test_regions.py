@@ -172,6 +172,7 @@ def test_kinds_of_activations_are_compared(llama, sae):
     assert found.kinds == ("real", "structured", "baseline", "random", "reconstruction")
     table = found.table()
     assert len(table) == 5 * 5
+    assert set(table["steps"]) == set(found.summary(resamples=2)["steps"]) == {6}
     assert table["max_slope"].between(100 / 5, 100).all()
     real = table[table["kind"] == "real"]
     direct = trace_sensitivity(llama, prompts, steps=6, read="pre_norm", progress=False)
