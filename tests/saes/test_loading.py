@@ -135,6 +135,16 @@ def test_saelens_scaled_activations_are_folded_or_refused(tmp_path, parts):
     with pytest.raises(ValueError, match="give mean_norm, the mean length"):
         load_sae(folder)
     check(load_sae(folder, mean_norm=mean_norm), latents, back)
+    # Latents are those of training, and so is the threshold that a BatchTopK is kept with.
+    saelens(
+        tmp_path,
+        parts | {"threshold": torch.tensor(0.4)},
+        architecture="batchtopk",
+        normalize_activations="expected_average_only_in",
+    )
+    latents = latents * (latents > 0.4)
+    back = (latents @ parts["W_dec"] + parts["b_dec"]) / scale
+    check(load_sae(folder, mean_norm=mean_norm), latents, back)
     saelens(tmp_path, parts, normalize_activations="layer_norm")
     with pytest.raises(ValueError, match="each scaled by themselves"):
         load_sae(folder)
