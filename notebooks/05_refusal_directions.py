@@ -296,7 +296,8 @@ print(f"{len(export.changed)} weights changed; logits differ by {export.max_logi
 #   prove nothing. LAT's is hardly another direction (cosine 0.997 with that of `ssft`), so it could not transfer
 #   better.
 # - *Does LAT gather refusal in two components?* Not here: 0.413 in `ssft`, 0.419 in `at`, 0.418 in `lat`, and 0.400
-#   in the base, on 25 pairs. On 100 pairs and over three seeds (docs/siblings.md, layer 22; each seed trains all three):
+#   in the base, on 25 pairs. On 100 pairs and over three seeds, each of which trains all three (docs/siblings.md,
+#   layer 22):
 #
 #   | first two components | mean of three seeds | seeds 0, 1, 2 |
 #   |---|---|---|
