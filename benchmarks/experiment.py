@@ -105,8 +105,8 @@ class Setting(NamedTuple):
     """Tokens that a held-out prompt may have."""
     fewer: Mapping[str, int] = MappingProxyType({})
     """Pairs that all heads are run on under ablations which the processor's time did not reach for."""
-    before: int | None = 9
-    """Conditions of zero ablation and undifferentiated attention that come before the sweep of interchange."""
+    before: int = 9
+    """Conditions of zero ablation and undifferentiated attention that come before interchange."""
 
     def swept_on(self, ablation: str) -> int:
         """Pairs that all heads are run on."""
@@ -125,7 +125,7 @@ SETTINGS = {
         },
         harmless={BENIGN: slice(None), SAFE: slice(None, None, 5)},
         fewer={"mean": 6, "interchange": 6, "resample": 6},
-        before=None,
+        before=26,
     ),
     "sibling": Setting(
         "smollm2-135m-ssft",  # it learnt from AdvBench
@@ -523,6 +523,13 @@ class Experiment:
                 rows.append([name, " ".join(map(str, heads)), ablation, *rounded, len(effect)])
         return rows
 
+    def ask(self, names: Sequence[str], count: int | None = None) -> None:
+        """Answers under the first of the conditions that these rankings give."""
+        for condition in itertools.islice(self.conditions(names), count):
+            for n, dataset in enumerate(self.asked):
+                if n == 0 or condition.decisive:
+                    self.cell(dataset, condition)
+
     def _there(self, made: Callable[[], Any]) -> Any:
         """What is in the folder already, or None."""
         with contextlib.suppress(OutOfTime, FileNotFoundError):
@@ -530,16 +537,16 @@ class Experiment:
         return None
 
     def run(self) -> None:
-        """All steps, in order."""
-        for names in STEPS:
-            count = self.setting.before if names == STEPS[0] else None
-            for condition in itertools.islice(self.conditions(names), count):
-                for n, dataset in enumerate(self.asked):
-                    if n == 0 or condition.decisive:
-                        self.cell(dataset, condition)
-            self.specific()
-            for name in SWAPS:
-                self.swapped(name)
+        """All steps, in the order of what they tell."""
+        self.ask(STEPS[0], self.setting.before)
+        self.swapped("interchange")
+        if self.setting.fewer:  # a sweep of interchange takes long
+            self.ask(STEPS[0])
+        self.specific()
+        for name in SWAPS:
+            self.swapped(name)
+        for names in STEPS[1:]:
+            self.ask(names)
         for condition in self.conditions(STEPS[1]):
             if condition.decisive:
                 self.useful(condition)

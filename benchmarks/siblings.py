@@ -77,8 +77,15 @@ class OutOfTime(Exception):
 class Experiment:
     """The models, the prompts, and what the folder already holds."""
 
-    def __init__(self, data: Path, folder: Path, named: dict[str, str], minutes: float) -> None:
-        self.folder, self.end = folder, time.monotonic() + 60 * minutes
+    def __init__(
+        self,
+        data: Path,
+        folder: Path,
+        named: dict[str, str],
+        minutes: float,
+        prompts: int = TRANSFERRED,
+    ) -> None:
+        self.folder, self.end, self.prompts = folder, time.monotonic() + 60 * minutes, prompts
         folder.mkdir(parents=True, exist_ok=True)
         self.siblings = named
         self.models = {"base": BASE, **named}
@@ -119,17 +126,20 @@ class Experiment:
                 self.told(f"rates of {name}, {label}: {done[label].count('refuse')}")
 
     def spectra(self) -> None:
-        """Each model's spectrum, and what the differences between models in two components may be by luck of pairs."""
+        """What each model holds at the last token, and, of the first seed, its spectrum with all that it is read by."""
         folder = self.folder / "spectra"
         for name, source in self.models.items():
-            if (folder / name).exists():
+            whole = _seed(name) == "0"
+            if (folder / (name if whole else f"{name}.pt")).exists():
                 continue
             self.in_time()
             model = load_model(source)
             sides = read_sides(model, self.pairs, layers=LAYERS, progress=False)
-            made = spectrum_of(sides, components=6, resampling=DRAWS, progress=False)
-            made.save(folder / name)
+            folder.mkdir(exist_ok=True)
             torch.save([sides.at(-1, layer) for layer in LAYERS], folder / f"{name}.pt")
+            if whole:
+                made = spectrum_of(sides, components=6, resampling=DRAWS, progress=False)
+                made.save(folder / name)
             self.told(f"spectrum of {name}")
 
     def layer(self) -> None:
@@ -165,7 +175,7 @@ class Experiment:
                 found = transfer_matrix(
                     {name: self.siblings[name]},
                     sources,
-                    self.odd.limit(TRANSFERRED),
+                    self.odd.limit(self.prompts),
                     decoding=Decoding(12),
                     sides="harmful",
                     progress=False,
@@ -264,7 +274,8 @@ class Experiment:
         columns += ["chance", "cosine", "participation_right", "outlier_share"]
         print(here[columns].round(3).to_string(index=False))
         write_image(plot_spectrum(table, LAYER), self.folder / "spectrum.png")
-        states = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in spectra}
+        kept = {name: folder / f"{name}.pt" for name in self.models}
+        states = {n: torch.load(f, weights_only=True) for n, f in kept.items() if f.exists()}
         seen, n = seen_in(states), len(self.pairs)
         found = {"two components": two_components(seen, n)}
         if len(spectra) > 1:
@@ -402,6 +413,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--prompts", type=int, default=TRANSFERRED, help="a cell of the transfer")
     parser.add_argument(
         "--sibling",
         action="append",
@@ -415,7 +427,7 @@ def main() -> None:
     torch.set_num_threads(1)
     given = dict(one.split("=", 1) for one in asked.sibling)
     named = given or {name.rsplit("-", 1)[1]: name for name in SHIPPED}
-    experiment = Experiment(asked.data, asked.folder, named, asked.minutes)
+    experiment = Experiment(asked.data, asked.folder, named, asked.minutes, asked.prompts)
     if asked.report or asked.record:
         told = experiment.report()
         if asked.record:

@@ -289,12 +289,24 @@ print(f"{len(export.changed)} weights changed; logits differ by {export.max_logi
 #   is done.
 # - *Who writes it?* Not these heads: without the three that write most, the refusal log-odds stay where they were
 #   (+0.17 [-0.02, 0.36]), and three random heads move them more.
-# - *Does it carry over?* To all: the directions of the three siblings leave 2 or 3 of 8 refusals on each of them, of
-#   7 or 8; the base's leaves 5, random weights 7 or 8. Between the siblings there is no difference to be seen, and
-#   with eight prompts none but the largest could be (smallest p 0.03, q 0.31). LAT's is hardly another direction
-#   (cosine 0.997 with that of `ssft`), so it could not transfer better.
+# - *Does it carry over?* On these eight prompts it seems so: the directions of the three siblings leave 2 or 3
+#   refusals on each of them, of 7 or 8; the base's leaves 5, random weights 7 or 8 (smallest p 0.03, q 0.31). On 25
+#   prompts it does not (docs/siblings.md): from `ssft` 18 refusals untouched, 14 with its own direction ablated, 12
+#   with that of `at` or `lat`, 16 and 18 with two nulls; no two differ (McNemar, p at least 0.13). Eight prompts
+#   prove nothing. LAT's is hardly another direction (cosine 0.997 with that of `ssft`), so it could not transfer
+#   better.
 # - *Does LAT gather refusal in two components?* Not here: 0.413 in `ssft`, 0.419 in `at`, 0.418 in `lat`, and 0.400
-#   in the base, on 25 pairs. On 100 pairs (docs/siblings.md, layer 22): 0.352 [0.285, 0.395], 0.354 and 0.353; `lat`
-#   less `ssft` +0.002 [-0.001, 0.005]. One seed and one short training of a small model each: no replication of the
-#   paper's.
+#   in the base, on 25 pairs. On 100 pairs and over three seeds, each of which trains all three (docs/siblings.md,
+#   layer 22):
+#
+#   | first two components | mean of three seeds | seeds 0, 1, 2 |
+#   |---|---|---|
+#   | `ssft` | 0.351 [0.286, 0.397] | 0.352, 0.353, 0.350 |
+#   | `at` less `ssft` | +0.001 [-0.002, 0.004] | +0.003, +0.002, 0.000 |
+#   | `lat` less `ssft` | +0.001 [-0.002, 0.004] | +0.002, +0.002, -0.001 |
+#   | the same at layer 28 | -0.003 [-0.007, 0.002] | -0.008, +0.004, -0.004 |
+#   | at layer 28, `at` less `ssft` | +0.006 [0.002, 0.009] | +0.006, +0.010, +0.002 |
+#
+#   Without the outlier dimensions no number moves by more than 0.004. Short trainings of a small model: no replication
+#   of the paper's.
 # - Explained variance is not causal; the judged answers are.
