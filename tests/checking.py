@@ -1,4 +1,4 @@
-"""What is checked at run time? Functions with a shape in their signature, in their first calls of each test.
+"""What is checked at run time? Functions with a shape in their signature, in their first call of each test.
 
 jaxtyping has the parameters checked before a call, and together with what comes back after it; the second look sees all
 that the first one does. Functions inside functions are made anew at every call, and checking them costs more than they.
@@ -17,7 +17,7 @@ from typing import Any
 import jaxtyping
 from beartype import beartype
 
-CALLS = 2
+CALLS = 1
 """How many calls of a function are checked in each test."""
 called: collections.Counter[Callable[..., Any]] = collections.Counter()
 """How often each function was called in this test: `conftest.py` empties it before the next one."""

@@ -28,6 +28,7 @@ from safetyheads.cli.options import (
     open_model,
     positive_integer,
     read_prompts,
+    share,
 )
 from safetyheads.cli.shown import report
 
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
 
 DEMO_FOLDER = "safetyheads-demo"
 DEMO_LIMIT = 12  # pairs: from 11 on one head alone can pass a false discovery rate of 0.05
+DEMO_CAUTION = 1.4
+"""Of its races, so that it ends in some minutes; the result says how surely its top ten is the exact one."""
 METHODS = ("exact", "raced", "screened")
 ASKED = [  # what a study's file says, and no option beside it
     *("model", "prompts", "prompts_path", "harmless", "column", "label", "encoding"),
     *("template", "limit"),
-    *("ablation", "epsilon", "seed", "metric", "space", "rank", "method", "top"),
+    *("ablation", "epsilon", "seed", "metric", "space", "rank", "method", "caution", "top"),
 ]
 
 
@@ -65,6 +68,8 @@ def add(commands: Any) -> None:
     option("--gate", action="store_true", help="say which heads rise above chance; twice the time")
     option("--plan", action="store_true", help="say what it will cost, and run nothing")
     option("--method", choices=METHODS, help="run every head, race them, or screen first (exact)")
+    what = "standard errors by which a head must fall behind to drop out of a race (1.8)"
+    option("--caution", type=share, metavar="C", help=what)
     option("--layers", type=layer_numbers, help="only these, as 0-7: a part, for safetyheads merge")
 
 
@@ -81,7 +86,8 @@ def as_rank(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Non
     """Give a demo the options of `rank`."""
     own = argparse.ArgumentParser()
     add(own.add_subparsers())
-    defaults = vars(own.parse_args(["rank"])) | {"method": "raced", "check": options.check}
+    defaults = vars(own.parse_args(["rank"])) | {"check": options.check}
+    defaults |= {"method": "raced", "caution": DEMO_CAUTION}
     vars(options).update({k: v for k, v in defaults.items() if k not in ("limit", "out")})
     check(parser, options)
 
@@ -105,6 +111,8 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         parser.error("--workers is for --executor process or ray; name one of them")
     if options.upper_blocks and not options.executor:
         parser.error("--upper-blocks is for --executor process or ray; name one of them")
+    if options.caution is not None and options.method != "raced":
+        parser.error("--caution is for --method raced; leave it out")
     options.ablation = options.ablation or list(DEFAULT_ABLATIONS)
     options.metric = options.metric or METRICS[0]
     options.method = options.method or METHODS[0]
@@ -118,10 +126,14 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 def study_of(options: argparse.Namespace) -> "Study":
     """What is asked, with the model's name and the prompts read: nothing is opened yet."""
     from safetyheads.ranking.study import Study
+    from safetyheads.screening.race import Raced
 
     if options.study:
         study = Study.load(options.study)
         return replace(study, dataset=study.read())
+    method, top = options.method, options.top or 10
+    if options.caution is not None:
+        method = Raced(top_k=top, caution=options.caution)
     return Study(
         options.model or DEMO_MODEL,
         read_prompts(options),
@@ -129,8 +141,8 @@ def study_of(options: argparse.Namespace) -> "Study":
         metric=make_metric(options),
         template=options.template,
         limit=options.limit,
-        method=options.method,
-        top_k=options.top or 10,
+        method=method,
+        top_k=top,
         null="gate" if options.gate else "labels",
     )
 

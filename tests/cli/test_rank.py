@@ -187,7 +187,7 @@ def test_the_demo_races_a_model_that_refuses_on_the_builtin_prompts(calls, capsy
     assert main(["demo"]) == 0
     assert calls.load_model == {"x": DEMO_MODEL, "device": "cpu", "dtype": None}
     assert calls.load_prompts["x"] == "builtin"
-    assert (calls.rank["limit"], calls.rank["method"]) == (DEMO_LIMIT, Raced())
+    assert (calls.rank["limit"], calls.rank["method"]) == (DEMO_LIMIT, Raced(caution=1.4))
     names = [type(ablation).__name__ for ablation in calls.rank["ablations"]]
     assert names == ["UndifferentiatedAttention", "ScalingContribution"]
     printed = capsys.readouterr().out
@@ -218,6 +218,7 @@ def test_a_model_that_hardly_refuses_is_said_to_be_a_negative_control(calls, cap
         ("rank --rank 2", "--space and --rank are for --metric generalized_ships"),
         ("rank --template nonsense", "came 'nonsense', expected \"chat\""),
         ("rank --method raced --metric generalized_ships", "--method raced needs a metric of"),
+        ("rank --caution 1.4", "--caution is for --method raced"),
         ("", "arguments are required: COMMAND"),
     ],
 )

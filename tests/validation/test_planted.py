@@ -91,8 +91,8 @@ CONTROLLED = ["specificity of ships", "specificity of refusal_shift"]
 def found():
     """Precision, by kind, ablation and method."""
     parts = [
-        check_methods(ablations=[UndifferentiatedAttention()], pairs=3),
-        check_methods(["decoy", "redundant"], [ScalingContribution()], pairs=3),
+        check_methods(ablations=[UndifferentiatedAttention()], pairs=2),
+        check_methods(["decoy", "redundant"], [ScalingContribution()], pairs=2),
     ]
     return pandas.concat(parts).set_index(["kind", "ablation", "method"]).sort_index()
 
