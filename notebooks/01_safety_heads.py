@@ -65,12 +65,13 @@ print("harmless:", prompts.harmless[0])
 # `RefusalShift`, the default metric, is the change of the log-odds [nat] that the next token begins a refusal ("I",
 # "As", "Sorry"; their tokens are read off the tokenizer). A head that helps the model to refuse has a **negative**
 # shift: without it a refusal is less likely. Two ablations: undifferentiated attention (the head looks at all tokens
-# alike) and scaling contribution (its output is all but removed). `method="raced"` runs the heads that cannot be among
-# the top on two prompts only; those at the top are exact. `store` keeps finished layers, for a run that is stopped.
+# alike) and scaling contribution (its output is all but removed). `method="screened"` estimates all heads from a few
+# backward passes and runs those that are likely to be among the top, which is the choice for few prompts (for more,
+# `"raced"`). `store` keeps finished layers, for a run that is stopped.
 
 # %%
 ranking = rank_safety_heads(
-    model, prompts, method="raced", execution=Execution(store=tempfile.mkdtemp())
+    model, prompts, method="screened", execution=Execution(store=tempfile.mkdtemp())
 )
 ranking.top(5)[["label", "ablation", "score", "harmless_score", "specificity", "q_value"]]
 
@@ -107,7 +108,9 @@ def table_of(model, dataset):
     """All heads of a model on a dataset, under both ablations."""
     some = load_prompts(dataset).limit(PAIRS)
     tables = [
-        score_heads(model, some, ablation=name, metric="refusal_shift", method="raced").to_frame()
+        score_heads(
+            model, some, ablation=name, metric="refusal_shift", method="screened"
+        ).to_frame()
         for name in ("undifferentiated_attention", "scaling_contribution")
     ]
     return pandas.concat(tables).assign(dataset=some.name, model=model.name)
