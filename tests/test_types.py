@@ -45,9 +45,8 @@ def test_a_users_lines_are_checked(tmp_path):
     settings = Path(__file__).parents[1] / "pyproject.toml"
     cache = Path(__file__).parents[1] / ".mypy_cache"
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", str(settings)]
-    command += ["--cache-dir", str(cache), "--no-pretty", str(tmp_path / "good.py")]
-    command += [str(tmp_path / "bad.py")]
-    found = subprocess.run(command, cwd=settings.parent, capture_output=True, text=True)
+    command += ["--cache-dir", str(cache), "--no-pretty", "good.py", "bad.py"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     lines = [line for line in found.stdout.splitlines() if "error:" in line]
     assert len(lines) == 3, found.stdout + found.stderr
     assert 'bad.py:3: error: Module has no attribute "rank_safety_head"' in lines[0]

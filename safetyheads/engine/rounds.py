@@ -139,17 +139,23 @@ class Rounds:
             measurement = self.measurement
             variants = measurement.variants(measurement.heads())
             groups = all_rows(measurement.inputs.model, measurement.inputs.batch)
+            for some in groups:
+                self._calls.update(some.recorded)
             kernel = fastest(measurement, groups, variants)
             self.exact_resume = kernel != Whole()
             references = references_of(groups, variants, measurement.given, everywhere=True)
-            self._opened = kernel, references, _prefixes(measurement, kernel, references)
+            prefixes = _prefixes(measurement, kernel, references, self._calls)
+            self._opened = kernel, references, prefixes
         return self._opened
 
 
 def _prefixes(
-    measurement: Measurement, kernel: Kernel, references: dict[int, Reference]
+    measurement: Measurement, kernel: Kernel, references: dict[int, Reference], calls: Calls
 ) -> KeptPrefixes | None:
-    """Where prefixes are kept; None where there are none, they take too much, or keeping them changes a number."""
+    """Where prefixes are kept; None where there are none, they take too much, or keeping them changes a number.
+
+    `calls` has what was recorded, and gets what is recorded here, for the rounds.
+    """
     model, batch = measurement.inputs.model, measurement.inputs.batch
     prefix = batch.prefix_length
     if not prefix or len(batch) < 2 or kernel == Whole():
@@ -159,7 +165,7 @@ def _prefixes(
     if 2 * pairs * prefix * model.n_kv * model.d_head * size > KEPT * free_memory(model.device):
         return None
     prompts = sorted(batch.lengths.argsort(stable=True).tolist()[-2:])
-    rows = Rows.of(model, batch, Group(prompts, 1), {}, prefix)
+    rows = Rows.of(model, batch, Group(prompts, 1), calls, prefix)
     layer = (model.n_layers - 1) // 2
     variant = measurement.variants([Head(layer, 0)])[0]
     given = measurement.given
