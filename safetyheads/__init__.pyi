@@ -199,9 +199,9 @@ from safetyheads.probes.behaviour.answers import (
     Behaviour as Behaviour,
     measure_behaviour as measure_behaviour,
 )
+from safetyheads.probes.behaviour.controls import matched_heads as matched_heads
 from safetyheads.probes.behaviour.curves import (
     RefusalCurve as RefusalCurve,
-    matched_heads as matched_heads,
     refusal_under_ablation as refusal_under_ablation,
 )
 from safetyheads.probes.behaviour.generation import (
