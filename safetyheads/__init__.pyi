@@ -126,6 +126,7 @@ from safetyheads.plots.behaviour import (
     plot_refusal_under_ablation as plot_refusal_under_ablation,
 )
 from safetyheads.plots.directions import (
+    plot_effects as plot_effects,
     plot_heads_along as plot_heads_along,
     plot_selection as plot_selection,
     plot_transfer as plot_transfer,
