@@ -94,6 +94,14 @@ class Experiment:
         draws = [self.refused(f"{name}, random {n}", name) for n in range(10)]
         return [sum(hits) for hits in draws if hits]
 
+    def match(self, name: str) -> str:
+        """How far random heads move the output beside an ablation's first five, in words."""
+        own, *draws = self.record.get("moved", {}).get(name, [0.0])
+        if not draws:
+            return ""
+        ends = f"{min(draws):.2g} to {max(draws):.2g} nat, the first five by {own:.2g}"
+        return f"their heads, each alone, move the output by {ends}"
+
     def control_p(self, name: str) -> float:
         """Whether random heads move refusals by themselves: their mean less the untouched model's, prompt by prompt,
         by flipping signs."""

@@ -210,7 +210,7 @@ class Selection:
         return [groups[n] for n in order[:DRAWS]]
 
     def moved(self, name: str, groups: Sequence[Sequence[Head]]) -> list[float]:
-        """How far the heads of each group, each ablated alone, move the output in all: Ships on the first pairs [nat]."""
+        """How far the heads of each group, each ablated alone, move the output in all: Ships on the first pairs."""
         kl, per = self.swept(name)[1, :, : self.setting.first].mean(-1), self.model.n_heads
         return [sum(float(kl[head.layer * per + head.head]) for head in some) for some in groups]
 

@@ -198,7 +198,8 @@ class Rows:
         for name in BOTH:
             draws = len(self.experiment.random(name))
             p = self.experiment.control_p(name)
-            test = f"sign-flip p {p:.2g} over prompts"
+            match = self.experiment.match(name)
+            test = f"sign-flip p {p:.2g} over prompts" + (f"; {match}" if match else "")
             few = f"ten draws are asked for, {draws} came; {test}" if draws < 10 else ""
             yield {
                 "claim": f"Random heads are a neutral control ({words(name)})",
