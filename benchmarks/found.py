@@ -9,6 +9,7 @@ import torch
 from safetyheads.heads import Head, parse_heads
 from safetyheads.stats import (
     benjamini_hochberg,
+    bootstrap_interval,
     mcnemar_p,
     permutation_p,
     spearman,
@@ -102,12 +103,15 @@ class Experiment:
         ends = f"{min(draws):.2g} to {max(draws):.2g} nat, the first five by {own:.2g}"
         return f"their heads, each alone, move the output by {ends}"
 
-    def control_p(self, name: str) -> float:
-        """Whether random heads move refusals by themselves: their mean less the untouched model's, prompt by prompt,
-        by flipping signs."""
+    def control(self, name: str) -> dict[str, float]:
+        """How far random heads move the rate of refusals by themselves: their mean less the untouched model's, with its
+        95 % interval over prompts, and p by flipping signs."""
         draws = [self.refused(f"{name}, random {n}", name) for n in range(10)]
         hits = torch.tensor([some for some in draws if some]).double().mean(0)
-        return permutation_p(hits - torch.tensor(self.refused("untouched", "")).double()).item()
+        apart = hits - torch.tensor(self.refused("untouched", "")).double()
+        low, high = bootstrap_interval(apart)
+        numbers = {"value": apart.mean(), "low": low, "high": high, "p": permutation_p(apart)}
+        return {name: float(number) for name, number in numbers.items()}
 
     def scores(self, name: str, metric: str = "refusal_shift") -> torch.Tensor:
         """Every head's mean score."""
