@@ -42,8 +42,8 @@ lies beyond the control's on the side that is claimed; it *does not agree* where
 control's, or lies within its interval; else, and where the model cannot show it, it *cannot be said here*. A number
 without an interval is its own. A control is neutral where the whole interval of what it does lies within ten points,
 and it is not where that differs from nothing with p ≤ 0.05. Small models and few prompts: a verdict is about these, and
-says of a 7B model only where to look. p-values of refusals are exact McNemar tests on the same prompts, q-values are over
-all conditions of the [experiment](experiment.md).
+says of a 7B model only where to look. p-values of refusals are exact McNemar tests on the same prompts, q-values are
+over all conditions of the [experiment](experiment.md).
 """
 
 
@@ -58,6 +58,7 @@ def decide(row: Mapping[str, Any]) -> str:
         if row["number"]["p"] <= 0.05:
             return NOT
         return AGREES if low >= -NEUTRAL and high <= NEUTRAL else OPEN
+    number, control = _span(row["number"]), _span(row["control"])
     if row["claimed"] == "below":
         number, control = (tuple(-x for x in reversed(some)) for some in (number, control))
     slack = row["control"].get("slack", 0.0)
