@@ -38,8 +38,8 @@ safetyheads.load_model("m").layers
 """
 
 
-# `make check` has just read the package under its own settings: with the same ones its cache serves. What those leave out
-# of --strict is asked of the user's lines.
+# `make check` has just read the package under its own settings: with the same ones its cache serves. What those leave
+# out of --strict is asked of the user's lines.
 STRICT = """
 [[tool.mypy.overrides]]
 module = ["good", "bad"]
