@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt
 		"$$found" -m venv --clear $(VENV); \
 	fi
 	@$(PIP) torch==2.13.0
-	@$(PIP) -e '.[dev,ray,traces]'
+	@$(PIP) -e '.[dev,ray,traces,training]'
 	@touch $@
 
 demo: $(STAMP)
@@ -71,7 +71,7 @@ format: $(STAMP)
 
 # Each notebooks/*.py is run from top to bottom, and the .ipynb beside it written. `make test` runs all at tiny sizes.
 notebooks: $(STAMP)
-	@$(PIP) -e '.[dev,image,ray,traces]'
+	@$(PIP) -e '.[dev,image,ray,traces,training]'
 	TOKENIZERS_PARALLELISM=false WANDB_MODE=disabled $(BIN)/python .ci/notebooks.py
 
 clean:
