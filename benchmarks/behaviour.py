@@ -44,7 +44,8 @@ from safetyheads.interventions.ablating import AblateHead, AblateHeads
 from safetyheads.judges import KeywordJudge, judged
 from safetyheads.metrics import LastToken, refusal_tokens
 from safetyheads.probes.behaviour.answers import Answer, Behaviour
-from safetyheads.probes.behaviour.curves import Arm, RefusalCurve, random_heads
+from safetyheads.probes.behaviour.controls import random_heads
+from safetyheads.probes.behaviour.curves import Arm, RefusalCurve
 from safetyheads.probes.behaviour.generation import Decoding, generate
 
 MODEL = "qwen2.5-coder-0.5b-instruct"

@@ -14,7 +14,7 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from safetyheads import (
     load_model,
     load_prompts,
     null_directions,
+    plot_effects,
     plot_heads_along,
     plot_selection,
     plot_spectrum,
@@ -51,7 +52,12 @@ from safetyheads.probes.directions.decomposition import VERSIONS, Place, Rows, s
 from safetyheads.probes.directions.selection import Selection
 from safetyheads.probes.directions.sides import read_sides
 from safetyheads.probes.directions.spectrum import OUTLIERS, Resampling, spectrum_of
-from safetyheads.stats import percentile_interval, wilson_interval
+from safetyheads.stats import (
+    bootstrap_interval,
+    percentile_interval,
+    permutation_p,
+    wilson_interval,
+)
 from safetyheads.training.examining import verdicts
 from safetyheads.training.ladder import Ladder, climb_ladder
 
@@ -234,19 +240,23 @@ class Experiment:
             table = Selection.load(self.folder / "layer").to_frame()
             print(table.round(3).to_string(index=False))
             write_image(plot_selection(table), self.folder / "layer.png")
-        told["transfer"] = self._report_transfer()
+        told |= self._report_transfer()
         if (self.folder / "heads").exists():
             along = HeadsAlong.load(self.folder / "heads")
             print(along, along.to_frame().head(12).round(3).to_string(index=False), sep="\n")
             print(along.conditions().round(3).to_string(index=False))
+            print(along.effects().round(3).to_string(index=False))
             write_image(plot_heads_along(along.to_frame()), self.folder / "heads.png")
-            told["heads"] = rows_of(along.conditions())
+            write_image(plot_effects(along.effects()), self.folder / "effects.png")
+            told["heads"] = rows_of(along.to_frame().head(ALONG))
+            told["conditions"] = rows_of(along.conditions())
+            told["effects"] = rows_of(along.effects())
         for name in self.siblings:
             if (self.folder / "ladders" / name).exists():
                 ladder = Ladder.load(self.folder / "ladders" / name)
                 print(name, ladder.to_frame().round(3).T.to_string(), sep="\n")
                 write_image(ladder.plot(), self.folder / f"ladder-{name}.png")
-                told.setdefault("ladders", {})[name] = rows_of(ladder.to_frame())
+                told[f"ladder to {name}"] = rows_of(ladder.to_frame())
         return told
 
     def _report_rates(self) -> list[dict[str, Any]]:
@@ -287,19 +297,25 @@ class Experiment:
 
     def _report_transfer(self) -> dict[str, Any]:
         folder, told = self.folder / "transfer", {}
+        every: dict[str, Transfer] = {}
         for seed, family in families(self.siblings).items():
             parts = [Transfer.load(folder / n) for n in family if (folder / n).exists()]
             if not parts:
                 continue
             behaviours = {name: one for part in parts for name, one in part.behaviours.items()}
-            whole = Transfer(behaviours, parts[0].sources)
+            whole = every[seed] = Transfer(behaviours, parts[0].sources)
             table, tests = whole.to_frame(), whole.tests()
             refused = table[table["verdict"].isin(["refuse", "degenerate"])]
             columns = ["target", "source", "verdict", "count", "n", "low", "high"]
             print(refused[columns].round(2).to_string(index=False))
             print(tests.round(4).to_string(index=False))
             write_image(plot_transfer(table), self.folder / f"transfer-{seed}.png")
-            told[seed] = {"refused": rows_of(refused[columns]), "tests": rows_of(tests)}
+            told[f"transfer, seed {seed}"] = rows_of(refused[columns])
+            told[f"tests of the transfer, seed {seed}"] = rows_of(tests)
+        if every:
+            pooled = transfer_over_seeds(every)
+            print(pooled.round(3).to_string(index=False))
+            told["transfer over seeds"] = rows_of(pooled)
         return told
 
 
@@ -360,6 +376,36 @@ def over_seeds(seen: Sequence[Seen], n: int) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=columns)
 
 
+def transfer_over_seeds(every: Mapping[str, Transfer]) -> pandas.DataFrame:
+    """What each kind of target refuses with each kind of direction ablated, and LAT's less another's, mean over seeds.
+
+    `low` and `high` are a bootstrap over prompts, which all seeds share, `p` flips the sign of a prompt's difference,
+    `values` are the seeds' own. The target `all` is the mean of those that every seed has.
+    """
+    hits: dict[tuple[str, str], list[torch.Tensor]] = {}
+    for one in every.values():
+        for target, behaviour in one.behaviours.items():
+            for (_, _, source), said in behaviour.verdicts().items():
+                refused = torch.tensor([word == "refuse" for word in said]).double()
+                hits.setdefault((_kind(target), _kind(source)), []).append(refused)
+    cells = {key: torch.stack(some) for key, some in hits.items() if len(some) == len(every)}
+    targets, sources = (list(dict.fromkeys(key[n] for key in cells)) for n in (0, 1))
+    rows = []
+    for target in [*targets, "all"] if len(targets) > 1 else targets:
+        some = targets if target == "all" else [target]
+        means = {s: torch.stack([cells[t, s] for t in some]).mean(0) for s in sources}
+        compared = [(s, "") for s in sources]
+        compared += [("lat", s) for s in sources if s != "lat" and "lat" in sources]
+        for source, less in compared:
+            each = means[source] - means.get(less, torch.zeros(()).double())
+            low, high = (float(end) for end in bootstrap_interval(each.mean(0)))
+            p = float(permutation_p(each.mean(0))) if less else float("nan")
+            values = [round(value, 3) for value in each.mean(-1).tolist()]
+            rows.append((target, source, less, float(each.mean()), low, high, p, values))
+    columns = ["target", "source", "less", "refused", "low", "high", "p", "values"]
+    return pandas.DataFrame(rows, columns=columns).assign(n=len(next(iter(means.values()))[0]))
+
+
 def _intervals(observed: torch.Tensor, drawn: torch.Tensor, n: int) -> list[tuple[Any, ...]]:
     low, high = percentile_interval(drawn - drawn.mean(0) + observed, n)
     some = [(version, VERSIONS.index(version)) for version in COMPARED]
@@ -385,6 +431,15 @@ def _seed(name: str) -> str:
 def rows_of(table: pandas.DataFrame) -> list[dict[str, Any]]:
     """A table for a record."""
     return json.loads(table.round(4).to_json(orient="records"))
+
+
+def written(told: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A record as text, a table's row a line."""
+    tables = [
+        f"{json.dumps(name)}: [\n  " + ",\n  ".join(map(json.dumps, rows)) + "\n ]"
+        for name, rows in told.items()
+    ]
+    return "{\n " + ",\n ".join(tables) + "\n}\n"
 
 
 def _two(place: Place, draws: Sequence[Rows]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -431,7 +486,7 @@ def main() -> None:
     if asked.report or asked.record:
         told = experiment.report()
         if asked.record:
-            asked.record.write_text(json.dumps(told, indent=1) + "\n")
+            asked.record.write_text(written(told))
         return
     try:
         for step in asked.steps:

@@ -126,6 +126,7 @@ from safetyheads.plots.behaviour import (
     plot_refusal_under_ablation as plot_refusal_under_ablation,
 )
 from safetyheads.plots.directions import (
+    plot_effects as plot_effects,
     plot_heads_along as plot_heads_along,
     plot_selection as plot_selection,
     plot_transfer as plot_transfer,
@@ -198,9 +199,9 @@ from safetyheads.probes.behaviour.answers import (
     Behaviour as Behaviour,
     measure_behaviour as measure_behaviour,
 )
+from safetyheads.probes.behaviour.controls import matched_heads as matched_heads
 from safetyheads.probes.behaviour.curves import (
     RefusalCurve as RefusalCurve,
-    matched_heads as matched_heads,
     refusal_under_ablation as refusal_under_ablation,
 )
 from safetyheads.probes.behaviour.generation import (

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,13 @@ ROOT = Path(__file__).parents[1]
 
 def opened():
     path = ROOT / "benchmarks" / "verdicts.py"
+    sys.path.insert(0, str(path.parent))  # as `python benchmarks/verdicts.py` does
     spec = importlib.util.spec_from_file_location("verdicts", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 

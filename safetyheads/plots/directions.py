@@ -1,7 +1,7 @@
 """What does ablating a direction do, and who writes it? Figures of candidates, of heads and of the rates of a transfer.
 
-`plot_selection` draws `Selection.to_frame()`, `plot_heads_along` draws `HeadsAlong.to_frame()`, `plot_transfer` draws
-`Transfer.to_frame()`.
+`plot_selection` draws `Selection.to_frame()`, `plot_heads_along` draws `HeadsAlong.to_frame()`, `plot_effects` draws
+`HeadsAlong.effects()`, `plot_transfer` draws `Transfer.to_frame()`.
 """
 
 # ruff: noqa: C408  (Plotly's documentation writes attributes as keyword arguments; so does this.)
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 SELF, UNTOUCHED = "#c23b3b", "#bdbdbd"
-SOURCES = ("#7f7f7f", "#3a8f5c", "#1f77b4", "#e8821e", "#7a5195")
-"""Colours of the sources that are not the target's own, in order; the paper has grey and green."""
+SOURCES = ("#7f7f7f", "#3a8f5c", "#1f77b4", "#e8821e", "#7a5195", "#8c6d31", "#17becf", "#c7a3d9")
+"""Colours of the sources, in order; the paper has grey and green."""
 POSITIONS = ("#1f77b4", "#e8821e", "#3a8f5c", "#c23b3b", "#7a5195", "#8c6d31", "#7f7f7f", "#17becf")
 LEFT, RIGHT, TOP, BOTTOM = 66, 20, 88, 56
 GAP = 66
@@ -145,6 +145,57 @@ def plot_heads_along(
         title=dict(text=escape(f"Heads along the direction: {model}"), x=LEFT / width),
         title_font=dict(size=16, color=DARK),
     )
+    for made in notes:
+        figure.add_annotation(made)
+    return figure
+
+
+def plot_effects(
+    table: "pandas.DataFrame", *, note: str | None = None
+) -> "plotly.graph_objects.Figure":
+    """Draw what heads and direction do to the refusal log-odds, each alone and where the other is gone already.
+
+    Beside each bar stands its share of the direction's own effect; whiskers are the table's intervals.
+
+    Args:
+        table: what `HeadsAlong.effects()` gives.
+        note: a caption drawn under the figure.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    import plotly.graph_objects as go
+
+    require_columns(table, ("effect", "shift", "low", "high", "share"), "HeadsAlong.effects()")
+    size, left, right = (420, 34 * len(table)), 190, 90
+    width, height = size[0] + left + right, size[1] + TOP - 30 + BOTTOM
+    tall, notes = caption(note, width=width, left=left, below=BOTTOM)
+    margins = dict(left=left, right=right, top=TOP - 30, bottom=BOTTOM + tall)
+    figure = go.Figure(layout=sheet(width, height + tall, **margins))
+    place = panel(0, x=0, y=0, size=size, inner=size)
+    title = dict(title="change of the refusal log-odds when ablated [nat]", zeroline=True)
+    rows = list(range(len(table)))
+    names = dict(tickvals=rows, ticktext=table["effect"].tolist())
+    figure.update_layout(
+        place.frame(axis(**title), axis(range=[len(table) - 0.4, -0.6], **names)),
+        title=dict(text="What heads and direction do, alone and without the other", x=0.02),
+        title_font=dict(size=16, color=DARK),
+    )
+    figure.add_bar(
+        **dict(x=table["shift"].tolist(), y=rows, orientation="h", width=0.66),
+        marker_color=[SELF if "heads" in name[:5] else POSITIONS[0] for name in table["effect"]],
+        error_x=dict(
+            **dict(type="data", symmetric=False, thickness=1.2, width=4, color=DARK),
+            array=(table["high"] - table["shift"]).tolist(),
+            arrayminus=(table["shift"] - table["low"]).tolist(),
+        ),
+        hovertemplate="%{x:.2f} nat<extra></extra>",
+    )
+    for row, share in zip(rows, table["share"], strict=True):
+        figure.add_annotation(
+            **dict(x=1, xref="paper", xanchor="left", xshift=8, y=row, showarrow=False),
+            text=f"{share:.0%}",
+        )
     for made in notes:
         figure.add_annotation(made)
     return figure

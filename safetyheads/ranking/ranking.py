@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetyheads.engine.execution import HERE, Execution
 from safetyheads.engine.measurement import Measurement
-from safetyheads.evidence.carriers import Carriers, find_carriers
+from safetyheads.evidence.carriers import REMOVALS, SAME_SIDE, Carriers, find_carriers
 from safetyheads.evidence.gate import Gate, gate_ranking
+from safetyheads.evidence.resampling import exact_heads
 from safetyheads.evidence.specificity import (
     NullBand,
     Specificity,
@@ -55,6 +56,9 @@ from safetyheads.storage.results import load_result, save_result
 if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
+
+FEW = "find_carrying_groups(model, pairs, [[head] for head in ranking.top()['label']])"
+"""What judges a few heads, under several removals, at little cost."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,12 +108,20 @@ class Ranking:
 
     @property
     def carriers_note(self) -> str | None:
-        """What `carriers` says of the first heads of each ablation, in a line; None where one ablation stands alone."""
+        """What `carriers` says of the first heads of each ablation, in a line, or why nothing can be said;
+        None where one removal stands alone."""
         if isinstance(self._judged, Carriers):
             count = min(self.top_k, self.harmful[0].values.numel())
             tops = [scores.top(count)["label"] for scores in self.harmful]
             return self._judged.note(list(dict.fromkeys(itertools.chain(*tops))))
-        return f"carriers cannot be told: {self._judged}" if len(self.harmful) > 1 else None
+        (first, *others), reason = self.harmful, self._judged
+        if not others and first.ablation in (*REMOVALS, *SAME_SIDE):
+            return None
+        if not others:
+            reason = f"{first.ablation} stands alone; rank under zero and mean ablation beside it"
+        elif all(exact_heads(scores).all() for scores in self.harmful):
+            return f"carriers cannot be told: {reason}"
+        return f"carriers cannot be told: {reason}, or judge its first heads: {FEW}"
 
     @cached_property
     def _judged(self) -> "Carriers | str":

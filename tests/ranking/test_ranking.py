@@ -22,6 +22,7 @@ from safetyheads.models.opening import load_model
 from safetyheads.probes.single_heads import score_heads
 from safetyheads.prompts import PromptSet
 from safetyheads.ranking.ranking import Ranking, rank_safety_heads
+from safetyheads.screening.race import Raced
 from safetyheads.validation.planted import plant
 from tests.zoo import CONFIGS, opened, random_model, sentence, tokenizer
 
@@ -314,3 +315,19 @@ def test_what_cannot_be_told_apart_is_said(ranking):
     assert ranking.carriers is None
     assert "carriers cannot be told: " in repr(ranking)
     assert "verdict" not in ranking.to_frame()
+
+
+def test_what_a_race_or_one_ablation_that_writes_leaves_open_is_said_with_what_to_do(model):
+    options = {"metric": "refusal_shift", "top_k": 2, "execution": QUIET}
+    pair = ("zero", "undifferentiated_attention")
+    raced = rank_safety_heads(model, PROMPTS, ablations=pair, method=Raced(2, 0.3), **options)
+    alone = dataclasses.replace(raced, harmful=raced.harmful[1:], harmless=raced.harmless[1:])
+    remedy = "find_carrying_groups(model, pairs, [[head] for head in ranking.top()['label']])"
+    for some in (raced, alone):
+        assert some.carriers is None
+        assert some.carriers_note in repr(some)
+        assert some.carriers_note.endswith(remedy)
+    assert "are estimates; score with method='exact'" in raced.carriers_note
+    assert "undifferentiated_attention stands alone" in alone.carriers_note
+    removal = dataclasses.replace(raced, harmful=raced.harmful[:1], harmless=raced.harmless[:1])
+    assert removal.carriers_note is None

@@ -7,7 +7,6 @@ writes may move the outcome by itself, so that it is compared with the untouched
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safetyheads.heads import Head, HeadScores, heads_like, parse_heads
+from safetyheads.heads import Head, HeadScores, parse_heads
 from safetyheads.interventions.ablating import AblateHeads
 from safetyheads.interventions.ablations import (
     Ablation,
@@ -30,7 +29,16 @@ from safetyheads.interventions.named import BASELINE
 from safetyheads.judges.verdicts import VERDICTS
 from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.answers import Behaviour, measure_behaviour
-from safetyheads.prompts import PromptSet
+from safetyheads.probes.behaviour.controls import (
+    different_draws,
+    how_far,
+    matched_heads,
+    mean_over,
+    moved_by,
+    random_heads,
+    require_ships,
+)
+from safetyheads.prompts import PromptSet, load_prompts
 from safetyheads.stats import benjamini_hochberg, bootstrap_interval, permutation_p
 from safetyheads.storage.results import load_result, save_result
 
@@ -157,14 +165,28 @@ class RefusalCurve:
         control = table[(table["compared"] == CONTROL) & (table["verdict"] == "refuse")]
         if control.empty:
             return None
-        moving = control[control["q"] <= 0.05]
+        moving, match = control[control["q"] <= 0.05], self._match()
         if moving.empty:
-            return f"{control['draws'].max()} draws of random heads leave refusals where they were"
+            draws = control["draws"].max()
+            return f"{draws} draws of random heads leave refusals where they were{match}"
         parts = [
             f"{row.difference:+.0%} on {row.dataset}, {row.side} ({row.size} heads)"
             for row in moving.itertuples()
         ]
-        return f"the control is not neutral: random heads move refusals by {', '.join(parts)}"
+        said = f"the control is not neutral: random heads move refusals by {', '.join(parts)}"
+        return f"{said}{match}"
+
+    def _match(self) -> str:
+        """How far random heads move the output, beside the top ones: a poor match is no fair control."""
+        size = max(group.size for group in self.groups.values())
+        moved: dict[str, list[float]] = {}
+        for group in self.groups.values():
+            if group.size == size and math.isfinite(group.moved):
+                moved.setdefault(group.arm, []).append(group.moved)
+        if not {"top", "random"} <= moved.keys():
+            return ""
+        random = sum(moved["random"]) / len(moved["random"])
+        return f"; {size} of them move the output by {random:.2g} nat, the top ones by {moved['top'][0]:.2g}"
 
     def save(self, folder: str | Path, *, texts: bool = False) -> Path:
         """Write a record into a folder, made if it is not there; `load` reads it.
@@ -195,47 +217,56 @@ def refusal_under_ablation(
     ablation: Ablation | str | None = None,
     sizes: Sequence[int] = (1, 2, 3, 4, 5),
     random_seeds: Sequence[int] = tuple(range(10)),
-    moved: HeadScores | None = None,
+    moved: HeadScores | bool = True,
     opposing: bool = False,
     **options: Any,
 ) -> RefusalCurve:
     """Measure refusal and attack success before and after ablating the top heads, beside random heads.
 
     `ranking` is `HeadScores` or heads, best first; rank on other prompts than these. `ablation` is what is done to the
-    heads, `UndifferentiatedAttention()` by default. `sizes` are the numbers of heads ablated together. For each of
-    `random_seeds`, each top head is matched by a random head of its layer that is not among the top ones; a larger
-    group holds the smaller. With `moved`, every head's Ships under this ablation, the draws are those that move the
-    output most nearly as far as the top heads do. `opposing` asks the heads from the other end of the ranking too
-    (`HeadScores.opposing`), in a third arm. `options` are those of `measure_behaviour`.
+    heads, `UndifferentiatedAttention()` by default; mean ablation writes the mean over these prompts. `sizes` are the
+    numbers of heads ablated together. For each of `random_seeds`, each top head is matched by a random head of its
+    layer that is not among the top ones; a larger group holds the smaller. Of many such draws those are taken whose
+    heads, each alone, move the output most nearly as far as the top heads do: `moved` is every head's Ships under this
+    ablation, or True, and it is measured on the first of the prompts for the heads of these layers; with False the
+    draws are matched on the layer only. (Where the layers have fewer different draws, all are taken.) `opposing` asks
+    the heads from the other end of the ranking too (`HeadScores.opposing`), in a third arm. `options` are those of
+    `measure_behaviour`.
 
     Raises ValueError for a ranking shorter than the largest size, a layer with too few other heads, `moved` of another
     ablation or metric, a ranking without another end, and what `measure_behaviour` refuses.
     """
-    model = load_model(model)
+    model, prompts = load_model(model), load_prompts(prompts)
     ablation = UndifferentiatedAttention() if ablation is None else as_ablation(ablation)
     if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
         raise ValueError(f"sizes is {list(sizes)}: give different numbers of at least 1")
     heads = _best(ranking, max(sizes))
-    if moved is None:
-        draws = {seed: random_heads(heads, model.n_heads, seed) for seed in random_seeds}
-    else:
-        _require_ships(moved, ablation)
-        random_heads(heads, model.n_heads, 0)  # refuses what has too few others
-        found = matched_heads(heads, moved, len(random_seeds))
-        draws = dict(zip(random_seeds, found, strict=True))
     arms = {"top": heads}
     if opposing:
         arms["opposing"] = _other_end(ranking, max(sizes))
+    if isinstance(moved, HeadScores):
+        require_ships(moved, ablation)
+    draws = {seed: random_heads(heads, model.n_heads, seed) for seed in random_seeds}
+    if moved is True and draws:
+        asked = {name: options[name] for name in ("template", "progress") if name in options}
+        moved = how_far(model, prompts, sum(arms.values(), ()), ablation, **asked)
+    how = moved if isinstance(moved, HeadScores) else None
+    if how is not None:
+        seed = next(iter(draws), 0)
+        count = min(len(draws), different_draws(heads, model.n_heads, seed=seed))
+        found = matched_heads(heads, how, count, seed=seed)
+        draws = dict(zip(draws, found, strict=False))
 
     def arm(name: str, size: int, seed: int, some: Sequence[Head]) -> Arm:
-        return Arm(name, size, seed, tuple(some[:size]), _moved(some[:size], moved))
+        return Arm(name, size, seed, tuple(some[:size]), _moved(some[:size], how))
 
     groups: dict[str, Arm] = {}
     for size in sizes:
         groups |= {f"{name} {size}": arm(name, size, 0, some) for name, some in arms.items()}
         for seed, drawn in draws.items():
             groups[f"random {size}, seed {seed}"] = arm("random", size, seed, drawn)
-    interventions = {name: AblateHeads(group.heads, ablation) for name, group in groups.items()}
+    mean = mean_over(model, prompts, options.get("template")) if "mean" in ablation.needs else None
+    interventions = {name: AblateHeads(g.heads, ablation, mean) for name, g in groups.items()}
     behaviour = measure_behaviour(model, prompts, {BASELINE: None, **interventions}, **options)
     provenance = {**behaviour.provenance, "ablation": describe(ablation)}
     return RefusalCurve(replace(behaviour, provenance=provenance), groups, ablation.name)
@@ -268,49 +299,6 @@ def _other_end(ranking: HeadScores | Sequence[Any], count: int) -> tuple[Head, .
     return parse_heads(list(labels))
 
 
-def _require_ships(moved: HeadScores, ablation: Ablation) -> None:
-    if (moved.metric, moved.ablation) != ("ships", ablation.name):
-        raise ValueError(
-            f"moved has {moved.metric} under {moved.ablation}; give score_heads(..., metric='ships', "
-            f"ablation={ablation.name!r}): how far each head's ablation moves the output"
-        )
-
-
-def _moved(heads: Sequence[Head], moved: HeadScores | None) -> float:
-    return math.nan if moved is None else sum(float(moved.values[head]) for head in heads)
-
-
-def matched_heads(
-    top: Sequence[Head], moved: HeadScores, draws: int, *, seed: int = 0, tried: int = 500
-) -> list[tuple[Head, ...]]:
-    """Random heads of the same layers that move the output most nearly as far: of `tried` draws the nearest `draws`.
-
-    `moved` are scores of every head (Ships, a divergence); a group's is the sum of its heads'. Where no other head of
-    the layer moves as much the match is poor; `RefusalCurve.to_frame` says how far each group moves.
-
-    Raises ValueError where there are fewer different draws.
-    """
-    drawn = itertools.islice(heads_like(top, moved.values.shape[1], seed), tried)
-    different = list({tuple(sorted(some)): some for some in drawn}.values())
-    if len(different) < draws:
-        raise ValueError(
-            f"{draws} draws are asked for, and the layers of these {len(top)} heads have {len(different)} others; ask "
-            "for fewer"
-        )
-    target = _moved(top, moved)
-    return sorted(different, key=lambda some: abs(_moved(some, moved) - target))[:draws]
-
-
-def random_heads(top: Sequence[Head], n_heads: int, seed: int) -> tuple[Head, ...]:
-    """For each head a random one of its layer that is not among them, none twice.
-
-    >>> random_heads([Head(2, 0), Head(2, 1), Head(5, 3)], n_heads=4, seed=1)
-    (Head(layer=2, head=...), Head(layer=2, head=...), Head(layer=5, head=...))
-    """
-    for layer, wanted in Counter(head.layer for head in top).items():
-        if 2 * wanted > n_heads:
-            raise ValueError(
-                f"layer {layer} has {n_heads} heads, too many of which are ranked to leave as many random "
-                "ones; lower the sizes"
-            )
-    return next(heads_like(top, n_heads, seed))
+def _moved(heads: Sequence[Head], how: HeadScores | None) -> float:
+    """How far heads move the output; NaN where that was not measured in their layers."""
+    return math.nan if how is None else moved_by(heads, how)

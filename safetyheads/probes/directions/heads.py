@@ -35,7 +35,7 @@ from safetyheads.probes.directions.selection import Outcome
 from safetyheads.probes.directions.sides import read_sides
 from safetyheads.progress import bar
 from safetyheads.prompts import PromptSet, load_prompts
-from safetyheads.stats import bootstrap_interval
+from safetyheads.stats import bootstrap_interval, percentile_interval
 from safetyheads.storage.results import load_result, save_result
 
 if TYPE_CHECKING:
@@ -44,6 +44,15 @@ if TYPE_CHECKING:
 ROWS = 16
 """Prompts in one pass that looks at all heads."""
 CONDITIONS = ("untouched", "heads", "random heads", "direction", "heads and direction")
+EFFECTS = {
+    "heads": ("heads", "untouched"),
+    "random heads": ("random heads", "untouched"),
+    "direction": ("direction", "untouched"),
+    "heads, direction gone": ("heads and direction", "direction"),
+    "direction, heads gone": ("heads and direction", "heads"),
+}
+"""What is compared: the condition with, and the one without."""
+DRAWS = 2000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,6 +139,29 @@ class HeadsAlong:
             rows.append((name, values.mean().item(), *ends, shift, *moved, len(values), *along))
         columns = ["condition", "odds", "low", "high", "shift", "shift_low", "shift_high", "n"]
         return pandas.DataFrame(rows, columns=[*columns, "along", "cosine"])
+
+    def effects(self) -> "pandas.DataFrame":
+        """What heads and direction do to the refusal log-odds, each alone and where the other is gone already.
+
+        A row an effect of `EFFECTS`: effect, shift (mean over prompts, paired, nat), low, high, share (of the
+        direction's own shift), share_low, share_high, n. Intervals are 95 % bootstraps over prompts; those of a share
+        are wide, or hold no number that means anything, where the direction itself does little.
+        """
+        import pandas
+
+        shifts = torch.stack(
+            [(self.odds[name] - self.odds[without]).double() for name, without in EFFECTS.values()]
+        )
+        n = shifts.shape[-1]
+        drawn = torch.randint(n, (DRAWS, n), generator=torch.Generator().manual_seed(0))
+        means, draws = shifts.mean(-1), shifts[:, drawn].mean(-1)
+        whole = list(EFFECTS).index("direction")
+        low, high = percentile_interval(draws.mT, n)
+        share_low, share_high = percentile_interval((draws / draws[whole]).mT, n)
+        table = {"shift": means, "low": low, "high": high, "share": means / means[whole]}
+        table |= {"share_low": share_low, "share_high": share_high}
+        columns = {name: values.tolist() for name, values in table.items()}
+        return pandas.DataFrame({"effect": list(EFFECTS), **columns, "n": n})
 
     def save(self, folder: str | Path) -> Path:
         """Write a record into a folder, made if it is not there; `load` reads it."""

@@ -3,23 +3,23 @@
 import pytest
 import torch
 
+from safetyheads.engine.execution import Execution
 from safetyheads.heads import Head, HeadScores
-from safetyheads.interventions.ablating import AblateHeads
-from safetyheads.interventions.ablations import ScalingContribution
+from safetyheads.inputs import prepare
+from safetyheads.interventions.ablating import AblateHeads, mean_z
+from safetyheads.interventions.ablations import ScalingContribution, as_ablation
 from safetyheads.plots.behaviour import plot_refusal_under_ablation
 from safetyheads.probes.behaviour import curves
 from safetyheads.probes.behaviour.answers import Answer, Behaviour, measure_behaviour
-from safetyheads.probes.behaviour.curves import (
-    Arm,
-    RefusalCurve,
-    matched_heads,
-    random_heads,
-    refusal_under_ablation,
-)
+from safetyheads.probes.behaviour.controls import how_far, matched_heads, random_heads
+from safetyheads.probes.behaviour.curves import Arm, RefusalCurve, refusal_under_ablation
 from safetyheads.probes.behaviour.generation import Decoding
+from safetyheads.probes.single_heads import score_heads
+from safetyheads.prompts import load_prompts
 from tests.probes.behaviour.test_answers import PAIRS, by_length
 from tests.zoo import RAGGED, opened
 
+QUIET = Execution(progress=False)
 HEADS = (Head(0, 1), Head(2, 3), Head(2, 4))
 
 
@@ -144,6 +144,43 @@ def test_random_heads_move_the_output_as_far_as_the_top_ones():
     assert set(drawn) == {(Head(0, 1), Head(1, 3)), (Head(0, 1), Head(1, 4))}
     with pytest.raises(ValueError, match="the layers of these 1 heads have 7 others"):
         matched_heads([Head(0, 0)], moved, 8)
+
+
+def test_the_draws_are_matched_on_how_far_the_ablation_moves_these_prompts(llama):
+    options = {"ablation": "zero", "sizes": (2,), "decoding": Decoding(2), "progress": False}
+    curve = refusal_under_ablation(llama, PAIRS, HEADS[1:], random_seeds=range(10), **options)
+    moved = score_heads(llama, PAIRS, ablation="zero", metric="ships", execution=QUIET)
+    drawn = [arm for arm in curve.groups.values() if arm.arm == "random"]
+    assert [arm.heads for arm in drawn] == matched_heads(HEADS[1:], moved, len(drawn))
+    assert len(drawn) == 6  # of four other heads in the layer there are no more
+    for arm in curve.groups.values():
+        assert arm.moved == pytest.approx(float(sum(moved.values[h] for h in arm.heads)))
+    assert " 2 of them move the output by " in curve.control_note
+    loose = refusal_under_ablation(
+        llama, PAIRS, HEADS[1:], random_seeds=(0, 1), moved=False, **options
+    )
+    found = [arm.heads for arm in loose.groups.values() if arm.arm == "random"]
+    assert found == [random_heads(HEADS[1:], 6, seed) for seed in (0, 1)]
+    assert "move the output" not in loose.control_note
+
+
+def test_mean_ablation_writes_the_mean_over_these_prompts(llama):
+    options = {"judge": by_length, "decoding": Decoding(4), "progress": False, "sides": "harmful"}
+    curve = refusal_under_ablation(
+        llama, PAIRS, HEADS[1:], ablation="mean", sizes=(2,), random_seeds=(0,), **options
+    )
+    mean = mean_z(llama, prepare(llama, PAIRS).batch)
+    alone = {"top 2": AblateHeads(HEADS[1:], as_ablation("mean"), mean)}
+    plain = measure_behaviour(llama, PAIRS, alone, **options)
+    ours = [a.digest for a in curve.behaviour.answers if a.intervention == "top 2"]
+    assert ours == [a.digest for a in plain.answers if a.intervention == "top 2"]
+    with pytest.raises(ValueError, match="borrows from another prompt"):
+        refusal_under_ablation(llama, PAIRS, HEADS[1:], ablation="resample", sizes=(2,), **options)
+
+
+def test_heads_of_other_layers_are_not_run_for_it(llama):
+    moved = how_far(llama, load_prompts(PAIRS), HEADS, as_ablation("zero"), progress=False)
+    assert moved.values.isnan().all(1).tolist() == [False, True, False, True]
 
 
 def test_opposing_heads_are_asked_and_every_group_says_how_far_it_moves(llama):

@@ -10,7 +10,7 @@ from safetyheads.engine.execution import Execution
 from safetyheads.heads import Head, HeadScores
 from safetyheads.inputs import prepare
 from safetyheads.models.opening import load_model
-from safetyheads.plots.directions import plot_heads_along
+from safetyheads.plots.directions import plot_effects, plot_heads_along
 from safetyheads.probes.directions.direction import Direction, refusal_direction
 from safetyheads.probes.directions.heads import CONDITIONS, heads_along
 from safetyheads.probes.single_heads import score_heads_together
@@ -154,6 +154,19 @@ def test_heads_and_direction_are_ablated_together_and_apart(both, found):
     assert table.loc["heads", "along"] == pytest.approx(along)
     assert table.loc["direction", "along"] == 0
     assert {h.layer for h in made.random_heads} == {h.layer for h in made.heads}
+    effects = made.effects().set_index("effect")
+    assert effects.loc["direction", ["share", "share_low", "share_high"]].tolist() == [1, 1, 1]
+    assert effects.loc["heads", "share"] == pytest.approx(made.share)
+    alone = effects.loc["heads", "shift"] + effects.loc["direction, heads gone", "shift"]
+    other = effects.loc["direction", "shift"] + effects.loc["heads, direction gone", "shift"]
+    assert alone == pytest.approx(other)
+    assert alone == pytest.approx(means["heads and direction"] - means["untouched"], abs=1e-5)
+    assert (effects["low"] <= effects["shift"]).all()
+    assert (effects["share"] <= effects["share_high"]).all()
+    bars = plot_effects(made.effects()).data[0]
+    assert list(bars.x) == effects["shift"].tolist()
+    with pytest.raises(ValueError, match="lacks the columns share"):
+        plot_effects(made.effects().drop(columns="share"))
 
 
 def test_scores_stand_beside_and_what_does_not_fit_is_refused(both, found):
