@@ -148,11 +148,16 @@ class Experiment:
 
     def swapped(self) -> str:
         """What interchange does to the groups that the other ablations name, in words."""
-        said = []
+        effects: dict[str, dict[str, str]] = {}
         for name, _, ablation, value, low, high, *_ in self.record.get("interchange of named", ()):
-            if ablation == "interchange" and name != "opposing":
-                span = interval({"value": value, "low": low, "high": high})
-                said.append(f"{span} nat on those of {words(name)}")
+            span = interval({"value": value, "low": low, "high": high})
+            effects.setdefault(name, {})[ablation] = span
+        said = []
+        for name, spans in effects.items():
+            if "interchange" in spans and name != "opposing":
+                beyond = spans.get("interchange less same side")
+                more = f" ({beyond} beyond another harmful prompt)" if beyond else ""
+                said.append(f"{spans['interchange']} nat on those of {words(name)}{more}")
         return "interchange does " + ", ".join(said) if said else "interchange was not run"
 
     def place(self, head: Head) -> int:

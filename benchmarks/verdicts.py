@@ -255,9 +255,12 @@ class Rows:
             return
         p = mcnemar_p(*(experiment.refused(which, "zero") for which in (named, swapped)))
         halves = interval(experiment.correlation("interchange", "interchange"))
-        about = (
-            f"the two differ with a McNemar p of {p:.2g}; between halves of the prompts interchange's ranking of all "
-            f"heads agrees with itself by {halves}"
+        about = "; ".join(
+            (
+                experiment.swapped(),
+                f"the two differ with a McNemar p of {p:.2g}",
+                f"between halves of the prompts interchange's ranking of all heads agrees with itself by {halves}",
+            )
         )
         yield {
             **found,
