@@ -155,7 +155,7 @@ def plot_effects(
 ) -> "plotly.graph_objects.Figure":
     """Draw what heads and direction do to the refusal log-odds, each alone and where the other is gone already.
 
-    Beside each bar stands its share of the direction's own effect; whiskers are the table's intervals.
+    Beside each bar stands its share of the direction's own effect, where it has one; whiskers are the table's intervals.
 
     Args:
         table: what `HeadsAlong.effects()` gives.
@@ -194,7 +194,7 @@ def plot_effects(
     for row, share in zip(rows, table["share"], strict=True):
         figure.add_annotation(
             **dict(x=1, xref="paper", xanchor="left", xshift=8, y=row, showarrow=False),
-            text=f"{share:.0%}",
+            text=f"{share:.0%}" if share == share else "",
         )
     for made in notes:
         figure.add_annotation(made)
