@@ -155,7 +155,7 @@ def plot_effects(
 ) -> "plotly.graph_objects.Figure":
     """Draw what heads and direction do to the refusal log-odds, each alone and where the other is gone already.
 
-    Beside each bar stands its share of the direction's own effect, where it has one; whiskers are the table's intervals.
+    Beside each bar stands its share of the direction's own effect, if it has one; whiskers are the table's intervals.
 
     Args:
         table: what `HeadsAlong.effects()` gives.
