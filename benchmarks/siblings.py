@@ -400,7 +400,7 @@ def transfer_over_seeds(every: Mapping[str, Transfer]) -> pandas.DataFrame:
     """What each kind of target refuses with each kind of direction ablated, and LAT's less another's, mean over seeds.
 
     `low` and `high` are a bootstrap over prompts, which all seeds share, `p` flips the sign of a prompt's difference,
-    `values` are the seeds' own. The target `all` is the mean of those that every seed has.
+    `values` are the seeds' own. The last target is the mean of those that are not LAT's, with each one's `own`.
     """
     hits: dict[tuple[str, str], list[torch.Tensor]] = {}
     for one in every.values():
@@ -410,18 +410,19 @@ def transfer_over_seeds(every: Mapping[str, Transfer]) -> pandas.DataFrame:
                 hits.setdefault((_kind(target), _kind(source)), []).append(refused)
     cells = {key: torch.stack(some) for key, some in hits.items() if len(some) == len(every)}
     targets, sources = (list(dict.fromkeys(key[n] for key in cells)) for n in (0, 1))
-    rows = []
-    for target in [*targets, "all"] if len(targets) > 1 else targets:
-        some = targets if target == "all" else [target]
+    rows, others = [], [target for target in targets if target != "lat"]
+    for some in [*([target] for target in targets), *([others] if len(others) > 1 else [])]:
         means = {s: torch.stack([cells[t, s] for t in some]).mean(0) for s in sources}
-        compared = [(s, "") for s in sources]
-        compared += [("lat", s) for s in sources if s != "lat" and "lat" in sources]
+        if len(some) > 1:
+            means["own"] = torch.stack([cells[t, t] for t in some]).mean(0)
+        compared = [(source, "") for source in means]
+        compared += [("lat", source) for source in means if source != "lat" and "lat" in means]
         for source, less in compared:
             each = means[source] - means.get(less, torch.zeros(()).double())
             low, high = (float(end) for end in bootstrap_interval(each.mean(0)))
             p = float(permutation_p(each.mean(0))) if less else float("nan")
             values = [round(value, 3) for value in each.mean(-1).tolist()]
-            rows.append((target, source, less, float(each.mean()), low, high, p, values))
+            rows.append((", ".join(some), source, less, float(each.mean()), low, high, p, values))
     columns = ["target", "source", "less", "refused", "low", "high", "p", "values"]
     return pandas.DataFrame(rows, columns=columns).assign(n=len(next(iter(means.values()))[0]))
 
