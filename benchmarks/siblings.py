@@ -260,9 +260,10 @@ class Experiment:
         for name in self.siblings:
             if (self.folder / "ladders" / name).exists():
                 ladder = Ladder.load(self.folder / "ladders" / name)
-                print(name, ladder.to_frame().round(3).T.to_string(), sep="\n")
-                write_image(ladder.plot(), self.folder / f"ladder-{name}.png")
-                told[f"ladder to {name}"] = rows_of(ladder.to_frame())
+                table = ladder.to_frame(LAYER - 1)  # what leaves a layer enters the next
+                print(name, table.round(3).T.to_string(), sep="\n")
+                write_image(ladder.plot(LAYER - 1), self.folder / f"ladder-{name}.png")
+                told[f"ladder to {name}"] = rows_of(table)
         return told
 
     def _report_rates(self) -> list[dict[str, Any]]:
@@ -299,6 +300,8 @@ class Experiment:
             found["overlap"] = subspace_overlap(spectra, LAYER)
         for part in found.values():
             print(part.round(3).to_string(index=False))
+        all_models = found["two components"]
+        found["two components"] = all_models[all_models["model"] == "base"]  # others: over seeds
         return {name: rows_of(part) for name, part in found.items()}
 
     def _report_heads(self, layer: int) -> dict[str, Any]:
