@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas
-import torch
 from selection import (
     ABLATIONS,
     BOTH,
@@ -30,10 +29,10 @@ from selection import (
     JBB,
     SWAPS,
     UA,
-    Minutes,
     OutOfTime,
     Selection,
     Setting,
+    Steps,
     short,
     there,
 )
@@ -83,6 +82,8 @@ STEPS = (BOTH, (*BOTH, "interchange"), tuple(ABLATIONS))
 """Rankings whose conditions come before the next sweep."""
 LETTERS = {"refuse": "r", "comply": "c", "deflect": "d", "degenerate": "b"}
 """Verdicts in a record."""
+Tops = dict[tuple[str, str], tuple[Head, ...]]
+"""The first five heads by an ablation and a metric."""
 
 
 class Condition(NamedTuple):
@@ -100,11 +101,10 @@ class Experiment:
     """The model, the held-out prompts, and what the folder already holds."""
 
     def __init__(self, setting: Setting, data: Path, folder: Path, minutes: float) -> None:
-        self.setting, self.folder, self.minutes = setting, folder, Minutes(minutes)
-        (folder / "cells").mkdir(parents=True, exist_ok=True)
+        self.setting, self.steps = setting, Steps(folder, minutes)
         self.model = load_model(setting.model)
         pairs = load_prompts(JBB, path=data)
-        self.selection = Selection(setting, self.model, pairs, folder, self.minutes)
+        self.selection = Selection(setting, self.model, pairs, folder, self.steps)
         chosen = self.selection.chosen
         table = pandas.read_csv(data / "xstest.csv").groupby("label")["prompt"].apply(list)
         apart = {
@@ -134,7 +134,7 @@ class Experiment:
     def conditions(self, names: Sequence[str]) -> Iterator[Condition]:
         """All conditions that these ablations' rankings ask for, in the order of what they tell."""
         ranked = self.selection.ranked
-        tops = {(name, "refusal_shift"): ranked(name) for name in names}
+        tops: Tops = {(name, "refusal_shift"): ranked(name) for name in names}
         tops |= {(name, "ships"): ranked(name, metric=1, sign=1) for name in BOTH}
         zero, own = tops["zero", "refusal_shift"], tops[UA, "refusal_shift"]
         swapped = tops.get(("interchange", "refusal_shift"))
@@ -152,44 +152,43 @@ class Experiment:
             if draw == 4:
                 yield Condition("direction", "direction", (Head(self.setting.layer, 0),), True)
             yield Condition(f"{name}, random {draw}", name, matched[name][draw])
-        for size, name in itertools.product((1, 3), ("zero", UA)):
-            yield Condition(
-                f"{name}, refusal_shift, top {size}", name, tops[name, "refusal_shift"][:size]
-            )
+        yield from self._smaller(tops, (1, 3))
         for (name, metric), heads in tops.items():
             yield Condition(f"{name}, {metric}, top 5", "zero", heads)
         if swapped:
             yield Condition("interchange, raising, top 5", "zero", ranked("interchange", sign=1))
         yield Condition(f"{UA}, raising, top 5", UA, ranked(UA, sign=1))
+        yield from self._smaller(tops, (2, 4))
+
+    def _smaller(self, tops: Tops, sizes: Sequence[int]) -> Iterator[Condition]:
+        for size, name in itertools.product(sizes, BOTH):
+            heads = tops[name, "refusal_shift"][:size]
+            yield Condition(f"{name}, refusal_shift, top {size}", name, heads)
 
     def cell(self, dataset: str, condition: Condition) -> list[dict[str, Any]]:
         """The judged answers to one set under one condition."""
-        names = " ".join(map(str, sorted(condition.heads)))
-        key = f"{dataset} | {condition.ablation} | {names}"
-        file = self.folder / "cells" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-        if not file.exists():
-            self.minutes.require()
-            texts = self.asked[dataset]
-            batch = tokenize(texts, self.model.tokenizer)
-            refusal = refusal_tokens(self.model.tokenizer, RefusalShift().openings, batch.texts[0])
-            start = time.process_time()
-            with self._active(condition):
-                made = generate(
-                    self.model, batch, Decoding(NEW_TOKENS), rows=len(texts), refusal=refusal
-                )
-            said = [self.model.tokenizer.decode(t, skip_special_tokens=True) for t in made.tokens]
-            verdicts = KeywordJudge()(texts, said)
-            answers = [
-                {
-                    "verdict": verdict,
-                    "odds": odds,
-                    "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
-                }
-                for verdict, odds, text in zip(verdicts, made.refusal_log_odds, said, strict=True)
-            ]
-            file.write_text(json.dumps({"key": key, "answers": answers}))
-            print(f"{time.process_time() - start:.0f} s: {condition.name}, {key}", flush=True)
-        return json.loads(file.read_text())["answers"]
+        key, file = _key(dataset, condition)
+        made = lambda: {"key": key, "answers": self._answers(dataset, condition)}  # noqa: E731
+        return self.steps.once(file, made, f"{condition.name}, {key}")["answers"]
+
+    def _answers(self, dataset: str, condition: Condition) -> list[dict[str, Any]]:
+        texts = self.asked[dataset]
+        batch = tokenize(texts, self.model.tokenizer)
+        refusal = refusal_tokens(self.model.tokenizer, RefusalShift().openings, batch.texts[0])
+        with self._active(condition):
+            made = generate(
+                self.model, batch, Decoding(NEW_TOKENS), rows=len(texts), refusal=refusal
+            )
+        said = [self.model.tokenizer.decode(t, skip_special_tokens=True) for t in made.tokens]
+        verdicts = KeywordJudge()(texts, said)
+        return [
+            {
+                "verdict": verdict,
+                "odds": odds,
+                "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
+            }
+            for verdict, odds, text in zip(verdicts, made.refusal_log_odds, said, strict=True)
+        ]
 
     @contextlib.contextmanager
     def _active(self, condition: Condition) -> Iterator[None]:
@@ -209,28 +208,25 @@ class Experiment:
 
     def means(self) -> Tensor:
         """Every head's mean output over the selection's harmless prompts: interchange, for what is no pair."""
-        file = self.folder / "harmless mean.pt"
-        if not file.exists():
-            texts = list(self.selection.whole().harmless)
-            torch.save(mean_z(self.model, tokenize(texts, self.model.tokenizer)), file)
-        return torch.load(file)
+        texts = list(self.selection.whole().harmless)
+        made = lambda: mean_z(self.model, tokenize(texts, self.model.tokenizer))  # noqa: E731
+        return self.steps.once("harmless mean.pt", made)
 
     def useful(self, condition: Condition) -> list[float]:
         """What is left of the model's use: cross-entropy of held-out prose [nat a token], right answers of 40."""
-        names = " ".join(map(str, sorted(condition.heads)))
-        key = f"utility | {condition.ablation} | {names}"
-        file = self.folder / "cells" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-        if not file.exists():
-            self.minutes.require()
+        key, file = _key("utility", condition)
+
+        def measured() -> dict[str, Any]:
             with self._active(condition):
                 found = measure_utility(self.model, progress=False)
-            loss, right = (found.losses["baseline"].mean(), found.correct["baseline"].sum())
-            file.write_text(json.dumps({"key": key, "utility": [float(loss), int(right)]}))
-        return json.loads(file.read_text())["utility"]
+            loss, right = found.losses["baseline"].mean(), found.correct["baseline"].sum()
+            return {"key": key, "utility": [float(loss), int(right)]}
+
+        return self.steps.once(file, measured, f"{condition.name}, {key}")["utility"]
 
     def record(self) -> dict[str, Any]:
         """What there is, small: every head's mean scores, and a letter an answer."""
-        self.minutes.end = time.monotonic()  # nothing new is run
+        self.steps.end = time.monotonic()  # nothing new is run
         swept = self.selection.summary()
         done, conditions, useful = set(), [], []
         for rankings in STEPS:
@@ -283,6 +279,12 @@ class Experiment:
         self.use(STEPS[1])
         selection.scaling()
         print("all is done", flush=True)
+
+
+def _key(asked: str, condition: Condition) -> tuple[str, str]:
+    """What a cell is, whatever its condition is called, and the file that holds it."""
+    key = f"{asked} | {condition.ablation} | {' '.join(map(str, sorted(condition.heads)))}"
+    return key, f"cells/{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def main() -> None:

@@ -91,26 +91,39 @@ class OutOfTime(Exception):
     """The minutes of this run are over; what is done is saved."""
 
 
-class Minutes:
-    """How long this run may go on."""
+class Steps:
+    """What is done already, in the files of a folder, and how long this run may go on."""
 
-    def __init__(self, minutes: float) -> None:
-        self.end = time.monotonic() + 60 * minutes
+    def __init__(self, folder: Path, minutes: float) -> None:
+        self.folder, self.end = folder, time.monotonic() + 60 * minutes
 
-    def require(self) -> None:
-        """Raise OutOfTime where the minutes are over."""
-        if time.monotonic() > self.end:
-            raise OutOfTime
+    def once(self, name: str, make: Callable[[], Any], about: str = "") -> Any:
+        """What a file holds, a tensor or JSON; it is made where it is not there, and what that cost is said.
+
+        Raises OutOfTime where it is not there and the minutes are over.
+        """
+        file = self.folder / name
+        load = torch.load if file.suffix == ".pt" else lambda path: json.loads(path.read_text())
+        if not file.exists():
+            if time.monotonic() > self.end:
+                raise OutOfTime
+            start, found = time.process_time(), make()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.suffix == ".pt":
+                torch.save(found, file)
+            else:
+                file.write_text(json.dumps(found))
+            print(f"{time.process_time() - start:.0f} s: {about or file.stem}", flush=True)
+        return load(file)
 
 
 class Selection:
     """The pairs that choose the heads, and what is swept on them."""
 
     def __init__(
-        self, setting: Setting, model: Any, pairs: PromptSet, folder: Path, minutes: Minutes
+        self, setting: Setting, model: Any, pairs: PromptSet, folder: Path, steps: Steps
     ) -> None:
-        self.setting, self.model, self.folder, self.minutes = setting, model, folder, minutes
-        (folder / "sweeps").mkdir(parents=True, exist_ok=True)
+        self.setting, self.model, self.folder, self.steps = setting, model, folder, steps
         fits = [short(texts, model, LONGEST) for texts in (pairs.harmful, pairs.harmless)]
         chosen = _rows(pairs, sorted(fits[0] & fits[1])).limit(setting.pairs)
         self.first = chosen.limit(setting.first)
@@ -136,13 +149,8 @@ class Selection:
         return self._part(name, self.first.limit(self.setting.swept_on(name)))
 
     def _part(self, name: str, pairs: PromptSet, heads: Sequence[Head] | None = None) -> Tensor:
-        file = self.folder / "sweeps" / f"{name}{' of ends' if heads else ''}.pt"
-        if not file.exists():
-            self.minutes.require()
-            start = time.process_time()
-            torch.save(self._sweep(pairs, ABLATIONS[name], heads), file)
-            print(f"{file.stem}: {time.process_time() - start:.0f} s of processor", flush=True)
-        return torch.load(file)
+        name, ablation = f"sweeps/{name}{' of ends' if heads else ''}.pt", ABLATIONS[name]
+        return self.steps.once(name, lambda: self._sweep(pairs, ablation, heads))
 
     def _sweep(
         self,
@@ -194,14 +202,17 @@ class Selection:
     def matched(self, name: str) -> list[tuple[Head, ...]]:
         """Random groups of the layers of an ablation's first five, whose single heads together move the output nearest
         to what these do."""
-        heads, per = self.ranked(name), self.model.n_heads
-        kl = self.swept(name)[1, :, : self.setting.first].mean(-1)
-        moved = lambda some: sum(float(kl[h.layer * per + h.head]) for h in some)  # noqa: E731
-        drawn = {
-            tuple(sorted(some)): None
-            for some in itertools.islice(heads_like(heads, per, seed=0), 500)
-        }
-        return sorted(drawn, key=lambda some: abs(moved(some) - moved(heads)))[:DRAWS]
+        heads = self.ranked(name)
+        drawn = itertools.islice(heads_like(heads, self.model.n_heads, seed=0), 500)
+        groups = list(dict.fromkeys(tuple(sorted(some)) for some in drawn))
+        own, *moved = self.moved(name, [heads, *groups])
+        order = sorted(range(len(groups)), key=lambda n: abs(moved[n] - own))
+        return [groups[n] for n in order[:DRAWS]]
+
+    def moved(self, name: str, groups: Sequence[Sequence[Head]]) -> list[float]:
+        """How far the heads of each group, each ablated alone, move the output in all: Ships on the first pairs."""
+        kl, per = self.swept(name)[1, :, : self.setting.first].mean(-1), self.model.n_heads
+        return [sum(float(kl[head.layer * per + head.head]) for head in some) for some in groups]
 
     def head(self, place: int) -> Head:
         """The head at a place of the scores."""
@@ -209,35 +220,29 @@ class Selection:
 
     def swapped(self, name: str) -> Tensor:
         """Refusal shift by a swap of the heads in these groups only, [head, pair], on all pairs."""
-        file = self.folder / "sweeps" / f"{name} of named.pt"
-        if not file.exists():
-            self.minutes.require()
-            heads = sorted(set(sum(self.named().values(), ())))
-            ablation, side = SWAPS[name]
-            torch.save(self._sweep(self.whole(), ablation, heads, side), file)
-        return torch.load(file)[0]
+        ablation, side = SWAPS[name]
+        heads = sorted(set(sum(self.named().values(), ())))
+        made = lambda: self._sweep(self.whole(), ablation, heads, side)  # noqa: E731
+        return self.steps.once(f"sweeps/{name} of named.pt", made)[0]
 
     def specific(self) -> tuple[Tensor, Tensor]:
         """Refusal shift under zero ablation, [head, pair], on the harmful and on the harmless prompts of the pairs that
         had no part in choosing the heads that are run here."""
         harmful = self.swept("zero")[0, :, self.setting.first :]
-        file = self.folder / "sweeps" / "zero, harmless.pt"
-        if not file.exists():
-            self.minutes.require()
-            heads = [self.head(n) for n in self.ends("zero", self.swept("zero"))]
-            torch.save(self._sweep(self.others, ABLATIONS["zero"], heads, "harmless")[0], file)
-        return harmful, torch.load(file)
+        heads = [self.head(n) for n in self.ends("zero", self.swept("zero"))]
+        made = lambda: self._sweep(self.others, ABLATIONS["zero"], heads, "harmless")[0]  # noqa: E731
+        return harmful, self.steps.once("sweeps/zero, harmless.pt", made)
 
     def scaling(self) -> float:
         """The largest difference of scaling contribution to zero ablation in one layer [nat]."""
-        file = self.folder / "sweeps" / "scaling.json"
-        if not file.exists():
-            self.minutes.require()
+
+        def apart() -> float:
             heads = [Head(self.model.n_layers // 2, head) for head in range(self.model.n_heads)]
             scaled = self._sweep(self.first, as_ablation("scaling_contribution"), heads)
-            apart = scaled - self.swept("zero")[..., : self.setting.first]
-            file.write_text(json.dumps(apart.nan_to_num().abs().max().item()))
-        return json.loads(file.read_text())
+            found = scaled - self.swept("zero")[..., : self.setting.first]
+            return found.nan_to_num().abs().max().item()
+
+        return self.steps.once("sweeps/scaling.json", apart)
 
     def summary(self) -> dict[str, Any]:
         """What the folder holds of the sweeps, small: every head's mean scores and the statistics of this module."""
@@ -263,6 +268,12 @@ class Selection:
                     if v == v
                 }
                 for name, some in scores.items()
+            },
+            "moved": {
+                name: [
+                    round(v, 4) for v in self.moved(name, [self.ranked(name), *self.matched(name)])
+                ]
+                for name in BOTH
             },
             "correlations": correlations(swept),
             "told by a pair": self.told(),

@@ -10,21 +10,14 @@ letter an answer.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas
-import torch
+from found import UA, Experiment, interval, words
 
-from safetyheads.heads import Head, parse_heads
-from safetyheads.stats import (
-    benjamini_hochberg,
-    mcnemar_p,
-    permutation_p,
-    spearman,
-    wilson_interval,
-)
+from safetyheads.stats import mcnemar_p, wilson_interval
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "docs" / "verdicts.md"
@@ -34,8 +27,11 @@ MODELS = {
     "smollm2-135m-ssft": ("SmolLM2-135M, taught to refuse", "sibling"),
 }
 """What the page calls a model, and how `experiment.py` knows it."""
-UA = "undifferentiated_attention"
+PAPER, SWAPPING = "arXiv:2410.13708", "arXiv:2604.04385"
+BOTH = ("zero", UA)
 AGREES, NOT, OPEN = "agrees", "does not agree", "cannot be said here"
+NEUTRAL = 0.1
+"""How far a neutral control may move a rate, at either end of its interval."""
 COMMAND = "python benchmarks/experiment.py --model {} --data DATA --folder FOLDER"
 HEAD = """# Verdicts on published claims
 
@@ -44,9 +40,10 @@ Made by `python benchmarks/verdicts.py` from the records in `benchmarks/records`
 Each row is a claim, what was run here, and the number beside that of a control. It *agrees* where the whole interval
 lies beyond the control's on the side that is claimed; it *does not agree* where the number itself is not beyond the
 control's, or lies within its interval; else, and where the model cannot show it, it *cannot be said here*. A number
-without an interval is its own. Small models and few prompts: a verdict is about these, and says of a 7B model only
-where to look. p-values of refusals are exact McNemar tests on the same prompts, q-values are over all conditions of the
-[experiment](experiment.md).
+without an interval is its own. A control is neutral where the whole interval of what it does lies within ten points,
+and it is not where that differs from nothing with p ≤ 0.05. Small models and few prompts: a verdict is about these, and
+says of a 7B model only where to look. p-values of refusals are exact McNemar tests on the same prompts, q-values are
+over all conditions of the [experiment](experiment.md).
 """
 
 
@@ -56,9 +53,12 @@ def decide(row: Mapping[str, Any]) -> str:
         return "needs a 7B model"
     if row.get("blocked"):
         return OPEN
-    number, control = _span(row["number"]), _span(row["control"])
     if row["claimed"] == "neutral":
-        return NOT if row["number"]["p"] <= 0.05 else AGREES
+        low, _, high = _span(row["number"])
+        if row["number"]["p"] <= 0.05:
+            return NOT
+        return AGREES if low >= -NEUTRAL and high <= NEUTRAL else OPEN
+    number, control = _span(row["number"]), _span(row["control"])
     if row["claimed"] == "below":
         number, control = (tuple(-x for x in reversed(some)) for some in (number, control))
     slack = row["control"].get("slack", 0.0)
@@ -77,318 +77,225 @@ def _span(given: Mapping[str, Any]) -> tuple[float, float, float]:
     return given.get("low", value), value, given.get("high", value)
 
 
-class Experiment:
-    """What the experiment's record says."""
-
-    def __init__(self, record: Mapping[str, Any]) -> None:
-        self.record = record
-        names = ["condition", "ablation", "dataset", "heads", "said"]
-        self.answers = pandas.DataFrame(record["answers"], columns=names)
-
-    @property
-    def harmful(self) -> str:
-        """The held-out harmful prompts, which are asked under every condition."""
-        return str(self.record["answers"][0][2])
-
-    @property
-    def harmless(self) -> list[str]:
-        """The harmless sets, which are asked under some."""
-        return [name for name in self.answers["dataset"].unique() if name != self.harmful]
-
-    def refused(self, condition: str, ablation: str, sets: Sequence[str] = ()) -> list[bool]:
-        """Which prompts of these sets, by default the harmful ones, were refused, in their order; none where not all
-        sets were asked."""
-        some = self.answers.query("condition == @condition and ablation == @ablation")
-        said = some.set_index("dataset")["said"]
-        sets = sets or [self.harmful]
-        if not set(sets) <= set(said.index):
-            return []
-        return [letter == "r" for name in sets for letter in said[name]]
-
-    def comparisons(self) -> pandas.DataFrame:
-        """Every condition beside the untouched model: refusals of the harmful and of the harmless prompts, each with an
-        exact McNemar test, and q-values over all of these tests; degenerate answers, and use for anything else."""
-        found: dict[str, list[Any]] = {}
-        useful = {tuple(row[:2]): row[2:] for row in self.record.get("utility", ())}
-        groups = self.answers.groupby(["condition", "ablation", "heads"], sort=False)
-        for (condition, ablation, heads), some in groups:
-            hits = self.refused(condition, ablation)
-            if not hits:
-                continue
-            over = self.refused(condition, ablation, self.harmless) if self.harmless else []
-            tests = {"p": hits, "over_p": over}
-            row = {
-                **{"condition": condition, "ablation": ablation, "heads": heads},
-                **{"refused": sum(hits), "n": len(hits)},
-                **dict(zip(("low", "high"), wilson_interval(sum(hits), len(hits)), strict=True)),
-                **{"over": sum(over) if over else None, "of": len(over)},
-                "degenerate": sum(text.count("b") for text in some["said"]),
-                **dict(
-                    zip(
-                        ("loss", "right"),
-                        useful.get((condition, ablation), (None,) * 2),
-                        strict=True,
-                    )
-                ),
-            }
-            for name, given in tests.items():
-                before = self.refused("untouched", "", self.harmless if name == "over_p" else ())
-                row[name] = (
-                    mcnemar_p(before, given) if given and condition != "untouched" else float("nan")
-                )
-            for name, value in row.items():
-                found.setdefault(name, []).append(value)
-        table = pandas.DataFrame(found)
-        p = torch.tensor(table[["p", "over_p"]].to_numpy())
-        # a group that stands under two names is one test
-        twice = torch.tensor(table.duplicated(["ablation", "heads"]).to_numpy())
-        q = benjamini_hochberg(p.masked_fill(twice[:, None], torch.nan))
-        table["q"], table["over_q"] = q[:, 0].numpy(), q[:, 1].numpy()
-        same = table.groupby(["ablation", "heads"])[["q", "over_q"]]
-        table[["q", "over_q"]] = same.transform("first")
-        return table
-
-    def random(self, name: str) -> list[int]:
-        """Refusals under each draw of random heads."""
-        draws = [self.refused(f"{name}, random {n}", name) for n in range(10)]
-        return [sum(hits) for hits in draws if hits]
-
-    def control_p(self, name: str) -> float:
-        """Whether random heads move refusals by themselves: their mean less the untouched model's, prompt by prompt,
-        by flipping signs."""
-        draws = [self.refused(f"{name}, random {n}", name) for n in range(10)]
-        hits = torch.tensor([some for some in draws if some]).double().mean(0)
-        return permutation_p(hits - torch.tensor(self.refused("untouched", "")).double()).item()
-
-    def scores(self, name: str, metric: str = "refusal_shift") -> torch.Tensor:
-        """Every head's mean score."""
-        values = self.record["scores"][name][metric]
-        return torch.tensor([float("nan") if v is None else v for v in values], dtype=torch.float64)
-
-    def predictions(self) -> pandas.DataFrame:
-        """How well each ablation's scores, summed over a group, predict how refusals change when it is zeroed.
-
-        A row an ablation: groups, the rank correlation of predicted and observed change with its bootstrap interval
-        over groups, and how far it is below zero ablation's on the same groups, with its interval.
-        """
-        table = self.comparisons().query("ablation == 'zero'").drop_duplicates("heads")
-        start = sum(self.refused("untouched", ""))
-        change = torch.tensor((table["refused"] - start).to_numpy(), dtype=torch.float64)
-        groups = [parse_heads(text.split()) for text in table["heads"]]
-        n, columns = len(groups), ["ablation", "groups", "rho", "low", "high"]
-        columns += ["less_zero_low", "less_zero_high"]
-        if n < 5:
-            return pandas.DataFrame(columns=columns)
-        some = torch.randint(0, n, (2000, n), generator=torch.Generator().manual_seed(0))
-        rows, ends, zero = [], torch.tensor([0.025, 0.975]).double(), None
-        for name in self.record["scores"]:
-            values = self.scores(name)
-            predicted = torch.stack([sum(values[self.place(h)] for h in heads) for heads in groups])
-            drawn = spearman(predicted[some], change[some])
-            zero = drawn if name == "zero" else zero
-            apart = (drawn - zero) if zero is not None else drawn * torch.nan
-            spans = [
-                x[~x.isnan()].quantile(ends).tolist() for x in (drawn, apart) if x.isfinite().any()
-            ]
-            rows.append((name, n, spearman(predicted, change).item(), *spans[0], *spans[-1]))
-        return pandas.DataFrame(rows, columns=columns)
-
-    def swapped(self) -> str:
-        """What interchange does to the groups that the other ablations name, in words."""
-        said = []
-        for name, _, ablation, value, low, high, *_ in self.record.get("interchange of named", ()):
-            if ablation == "interchange" and name != "opposing":
-                span = _interval({"value": value, "low": low, "high": high})
-                said.append(f"{span} nat on those of {_words(name)}")
-        return "interchange does " + ", ".join(said) if said else "interchange was not run"
-
-    def place(self, head: Head) -> int:
-        """A head's place in a list of scores."""
-        return head.layer * int(self.record["heads"][1]) + head.head
-
-    def correlation(self, one: str, other: str) -> dict[str, float]:
-        """The rank correlation of two ablations, or of an ablation's halves."""
-        for first, second, value, low, high, *_ in self.record["correlations"]:
-            if {first, second} == {one, other}:
-                return {"value": value, "low": low, "high": high}
-        raise ValueError(f"the record has no correlation of {one} and {other}")
-
-
-def measured(experiment: Experiment) -> list[dict[str, Any]]:
+class Rows:
     """The rows that the experiment's record gives."""
-    record = experiment.record
-    table = experiment.comparisons().set_index(["condition", "ablation"])
-    n = int(table["n"].iloc[0])
-    named, known = MODELS[record["model"]]
-    about = {"model": named, "prompts": f"{n} held out", "command": COMMAND.format(known)}
-    all_heads = record["heads"][0] * record["heads"][1]
-    pairs = record["pairs"]["zero"]
-    ends = record.get("pairs of ends", pairs)
-    selected = f"{pairs} pairs" + (f", the ends of the ranking on {ends}" if ends > pairs else "")
 
-    def count(condition: str, ablation: str) -> dict[str, Any]:
-        row = table.loc[(condition, ablation)]
-        return {
-            "text": f"{row['refused']} of {n}{_test(row)}",
-            "hits": int(row["refused"]),
-            "of": n,
-        }
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment, record = experiment, experiment.record
+        self.table = experiment.comparisons().set_index(["condition", "ablation"])
+        self.n = int(self.table["n"].iloc[0])
+        named, known = MODELS[record["model"]]
+        self.about = {"model": named, "prompts": f"{self.n} held out"}
+        self.about["command"] = COMMAND.format(known)
+        pairs = record["pairs"]["zero"]
+        ends = record.get("pairs of ends", pairs)
+        more = f", the ends of the ranking on {ends}" if ends > pairs else ""
+        self.selected = f"{pairs} pairs{more}"
+        self.untouched = self.count("untouched", "")
 
-    def drawn(name: str) -> dict[str, Any]:
-        draws = experiment.random(name)
-        text = f"random heads: {', '.join(map(str, draws))}; untouched: {start['hits']}"
-        mean = sum(draws) / len(draws)
-        return {"text": text, "value": mean / n, "low": min(draws) / n, "high": max(draws) / n}
+    def all(self) -> list[dict[str, Any]]:
+        """Every row, by claim."""
+        made = [self.few, self.layers, self.one, self.alike, self.neutral, self.opposing]
+        rows = [row for some in (*made, self.audit, self.foretold) for row in some()]
+        return [{**self.about, **row} for row in rows]
 
-    def few(name: str, p: float) -> str:
-        draws, test = len(experiment.random(name)), f"sign-flip p {p:.2g} over prompts"
-        return "" if draws >= 10 else f"ten draws are asked for, {draws} came; {test}"
+    def count(self, condition: str, ablation: str) -> dict[str, Any]:
+        """Refusals under a condition."""
+        row = self.table.loc[(condition, ablation)]
+        hits = int(row["refused"])
+        return {"text": f"{hits} of {self.n}{_test(row)}", "hits": hits, "of": self.n}
 
-    start = count("untouched", "")
-    rows = []
-    for name in ("zero", UA):
-        rows.append(
-            {
-                "claim": f"Ablating a few heads lowers refusals ({_words(name)})",
-                "source": "arXiv:2410.13708",
-                "ran": f"refusals with the first five of {all_heads} heads ablated; by refusal shift on {selected}",
+    def drawn(self, name: str) -> dict[str, Any]:
+        """Refusals under an ablation of random heads, from the least to the most."""
+        draws = self.experiment.random(name)
+        text = f"random heads: {', '.join(map(str, draws))}; untouched: {self.untouched['hits']}"
+        ends = {"low": min(draws) / self.n, "high": max(draws) / self.n}
+        return {"text": text, "value": sum(draws) / len(draws) / self.n, **ends}
+
+    def few(self) -> Iterator[dict[str, Any]]:
+        """Are the heads few, and does refusal need them?"""
+        layers, heads = self.experiment.record["heads"]
+        for name in BOTH:
+            yield {
+                "claim": f"Safety heads are few: ablating a handful lowers refusals ({words(name)})",
+                "source": PAPER,
+                "ran": f"refusals with the first five of {layers * heads} heads ablated; by refusal shift on "
+                f"{self.selected}",
                 "claimed": "below",
-                "number": count(f"{name}, refusal_shift, top 5", name),
-                "control": drawn(name),
-                **about,
+                "number": self.count(f"{name}, refusal_shift, top 5", name),
+                "control": self.drawn(name),
             }
-        )
-    own = f"{UA}, refusal_shift, top 5"
-    rows.append(
-        {
+        yield {
             "claim": "What undifferentiated attention finds, refusal needs",
-            "source": "arXiv:2410.13708",
+            "source": PAPER,
             "ran": "refusals with its first five heads zeroed",
             "claimed": "below",
-            "number": count(own, "zero"),
-            "control": {**start, "text": f"untouched: {start['hits']} of {n}"},
-            **about,
-        }
-    )
-    last = record["heads"][0] - 1
-    spread = 1.96 * (((last + 1) ** 2 - 1) / 12 / 10) ** 0.5
-    for name, metric, down in (("zero", "refusal_shift", False), (UA, "ships", True)):
-        order = experiment.scores(name, metric).argsort(descending=down)[:10].tolist()
-        value = sum(h // record["heads"][1] for h in order) / 10
-        rows.append(
-            {
-                "claim": "Safety heads sit in early layers",
-                "source": "arXiv:2410.13708",
-                "ran": f"mean layer of the first ten heads, {_words(metric)} under {_words(name)}",
-                **{**about, "prompts": selected},
-                "claimed": "below",
-                "number": {"text": f"{value:.1f} of 0 to {last}", "value": value},
-                "control": {
-                    "text": f"ten random heads: {last / 2} ± {spread:.1f}",
-                    **{"value": last / 2, "low": last / 2 - spread, "high": last / 2 + spread},
-                },
-            }
-        )
-    for name in ("zero", UA):
-        condition = f"{name}, refusal_shift, top 1"
-        if (condition, name) not in table.index:
-            continue
-        one, other = (
-            n - table.loc[key, "refused"] for key in ((condition, name), ("untouched", ""))
-        )
-        rows.append(
-            {
-                "claim": f"Ablating one head raises attack success 16 times ({_words(name)})",
-                "source": "arXiv:2410.13708",
-                "ran": f"answers that refuse nothing without {table.loc[(condition, name), 'heads']}, over those with",
-                "claimed": "above",
-                "number": {
-                    "text": f"{one / other:.2f} times ({one} for {other} of {n})",
-                    "value": one / other,
-                },
-                "control": {
-                    "text": f"16; here at most {n / other:.1f} can be reached",
-                    "value": 16.0,
-                },
-                **about,
-            }
-        )
-    both, halves = experiment.correlation("zero", UA), experiment.correlation("zero", "zero")
-    rows.append(
-        {
-            "claim": "Undifferentiated attention and scaling contribution find different heads",
-            "source": "arXiv:2410.13708",
-            "ran": "rank correlation of the two over all heads (scaling is zero ablation but for 1e-5)",
-            **{**about, "prompts": selected},
-            "claimed": "below",
-            "number": {"text": _interval(both), **both},
+            "number": self.count(f"{UA}, refusal_shift, top 5", "zero"),
             "control": {
-                "text": f"halves of the prompts, zero ablation: {_interval(halves)}",
-                **halves,
+                **self.untouched,
+                "text": f"untouched: {self.untouched['hits']} of {self.n}",
             },
         }
-    )
-    for name in ("zero", UA):
-        rows.append(
-            {
-                "claim": f"Random heads are a neutral control ({_words(name)})",
+
+    def layers(self) -> Iterator[dict[str, Any]]:
+        """Do they sit in early layers?"""
+        layers, heads = self.experiment.record["heads"]
+        middle, spread = (layers - 1) / 2, 1.96 * ((layers**2 - 1) / 12 / 10) ** 0.5
+        for name, metric, down in (("zero", "refusal_shift", False), (UA, "ships", True)):
+            order = self.experiment.scores(name, metric).argsort(descending=down)[:10].tolist()
+            value = sum(h // heads for h in order) / 10
+            yield {
+                "claim": "Safety heads sit in early layers",
+                "source": PAPER,
+                "ran": f"mean layer of the first ten heads, {words(metric)} under {words(name)}",
+                "prompts": self.selected,
+                "claimed": "below",
+                "number": {"text": f"{value:.1f} of 0 to {layers - 1}", "value": value},
+                "control": {
+                    "text": f"ten random heads: {middle} ± {spread:.1f}",
+                    **{"value": middle, "low": middle - spread, "high": middle + spread},
+                },
+            }
+
+    def one(self) -> Iterator[dict[str, Any]]:
+        """What does one head do?"""
+        before = self.n - self.untouched["hits"]
+        for name in BOTH:
+            condition = (f"{name}, refusal_shift, top 1", name)
+            if condition not in self.table.index:
+                continue
+            after = self.n - self.table.loc[condition, "refused"]
+            times, most = self.n / before, min(16.0, self.n / before)
+            low, high = (end * times for end in wilson_interval(int(after), self.n))
+            number = {"value": after / before, "low": low, "high": high}
+            counts = f"{after} for {before} of {self.n}"
+            yield {
+                "claim": f"Ablating one head raises attack success 16 times ({words(name)})",
+                "source": PAPER,
+                "ran": f"answers that refuse nothing without {self.table.loc[condition, 'heads']}, over those with",
+                "claimed": "above",
+                "number": {
+                    "text": f"{interval(number)} times ({counts}){_test(self.table.loc[condition])}",
+                    **number,
+                },
+                "control": {
+                    "text": f"16, which here were all {self.n}: {most:.1f} times",
+                    "value": most,
+                },
+            }
+
+    def alike(self) -> Iterator[dict[str, Any]]:
+        """Do the paper's two ablations find the same heads?"""
+        both = self.experiment.correlation("zero", UA)
+        halves = self.experiment.correlation("zero", "zero")
+        text = f"halves of the prompts, zero ablation: {interval(halves)}"
+        yield {
+            "claim": "Undifferentiated attention and scaling contribution find different heads",
+            "source": PAPER,
+            "ran": "rank correlation of the two over all heads (scaling is zero ablation but for 1e-5)",
+            "prompts": self.selected,
+            "claimed": "below",
+            "number": {"text": interval(both), **both},
+            "control": {"text": text, **halves},
+        }
+
+    def neutral(self) -> Iterator[dict[str, Any]]:
+        """Are random heads a neutral control?"""
+        for name in BOTH:
+            draws = len(self.experiment.random(name))
+            found, match = self.experiment.control(name), self.experiment.match(name)
+            points = {key: 100 * found[key] for key in ("value", "low", "high")}
+            moved = f"{points['value']:+.0f} points [{points['low']:.0f}, {points['high']:.0f}]"
+            few = f"ten draws are asked for, {draws} came" if draws < 10 else ""
+            test = f"sign-flip p {found['p']:.2g} over prompts"
+            yield {
+                "claim": f"Random heads are a neutral control ({words(name)})",
                 "source": "common practice",
                 "ran": "refusals with random heads of the same layers that move the output most nearly as far",
                 "claimed": "neutral",
-                "number": {**drawn(name), "p": (p := experiment.control_p(name))},
-                "control": {**start, "text": f"untouched: {start['hits']} of {n}"},
-                "blocked": few(name, p),
-                **about,
+                "number": {**found, "text": f"{moved}; {self.drawn(name)['text']}"},
+                "control": {
+                    **self.untouched,
+                    "text": f"untouched: {self.untouched['hits']} of {self.n}",
+                },
+                "blocked": few,
+                "why": "; ".join(part for part in (few, test, match) if part),
             }
-        )
-    raising = "zero, raising, top 5"
-    if (raising, "zero") in table.index:
-        rows.append(
-            {
+
+    def opposing(self) -> Iterator[dict[str, Any]]:
+        """Do some heads hold refusal back?"""
+        if ("zero, raising, top 5", "zero") in self.table.index:
+            yield {
                 "claim": "Some heads hold refusal back: their loss raises it",
                 "source": "this library",
                 "ran": "refusals with the five heads zeroed whose loss raises the log-odds most",
                 "claimed": "above",
-                "number": count(raising, "zero"),
-                "control": drawn("zero"),
-                **about,
+                "number": self.count("zero, raising, top 5", "zero"),
+                "control": self.drawn("zero"),
             }
-        )
-    swapped = "interchange, refusal_shift, top 5"
-    found = {
-        "claim": "Interchange is the only reliable audit: ablation names heads that do not matter",
-        "source": "arXiv:2604.04385",
-        "claimed": "above",
-        **about,
-    }
-    if (swapped, "zero") in table.index:
-        named = "zero, refusal_shift, top 5"
-        p = mcnemar_p(*(experiment.refused(which, "zero") for which in (named, swapped)))
-        halves = experiment.correlation("interchange", "interchange")
-        rows.append(
-            {
-                **found,
-                "ran": "refusals with zero ablation's first five heads zeroed, against interchange's first five",
-                "number": count(named, "zero"),
-                "control": count(swapped, "zero"),
-                "blocked": f"the two differ with a McNemar p of {p:.2g}; between halves of the prompts interchange's "
-                f"ranking of all heads agrees with itself by {_interval(halves)}"
-                if p > 0.05
-                else "",
-            }
-        )
-    else:
-        rows.append(
-            {
+
+    def audit(self) -> Iterator[dict[str, Any]]:
+        """Does ablation name heads that do not matter?"""
+        experiment, named = self.experiment, "zero, refusal_shift, top 5"
+        swapped = "interchange, refusal_shift, top 5"
+        found = {
+            "claim": "Interchange is the only reliable audit: ablation names heads that do not matter",
+            "source": SWAPPING,
+            "claimed": "above",
+            "number": self.count(named, "zero"),
+        }
+        if (swapped, "zero") not in self.table.index:
+            yield {
                 **found,
                 "ran": "refusals with zero ablation's first five heads zeroed; by the claim as many as with others",
-                "number": count("zero, refusal_shift, top 5", "zero"),
-                "control": drawn("zero"),
+                "control": self.drawn("zero"),
                 "why": "zero ablation, without interchange, named heads that refusal needs; "
                 f"{experiment.swapped()}; all heads were not swept by interchange",
             }
+            return
+        p = mcnemar_p(*(experiment.refused(which, "zero") for which in (named, swapped)))
+        halves = interval(experiment.correlation("interchange", "interchange"))
+        about = "; ".join(
+            (
+                experiment.swapped(),
+                f"the two differ with a McNemar p of {p:.2g}",
+                f"between halves of the prompts interchange's ranking of all heads agrees with itself by {halves}",
+            )
         )
-    return rows
+        yield {
+            **found,
+            "ran": "refusals with zero ablation's first five heads zeroed, against interchange's first five",
+            "control": self.count(swapped, "zero"),
+            "blocked": about if p > 0.05 else "",
+            "why": about,
+        }
+
+    def foretold(self) -> Iterator[dict[str, Any]]:
+        """Whose scores foretell what becomes of refusals?"""
+        table = self.experiment.predictions().set_index("ablation")
+        if "interchange" not in table.index:
+            return
+        spans = {
+            name: {"value": row["rho"], "low": row["low"], "high": row["high"]}
+            for name, row in table.iterrows()
+        }
+        own, zero = spans.pop("interchange"), spans["zero"]
+        others = ", ".join(f"{words(name)} {interval(span)}" for name, span in spans.items())
+        low, high = table.loc["interchange", ["less_zero_low", "less_zero_high"]]
+        apart = {"value": own["value"] - zero["value"], "low": low, "high": high}
+        yield {
+            "claim": "Interchange foretells what becomes of refusals better than ablation does",
+            "source": SWAPPING,
+            "ran": f"rank correlation of a group's summed scores with the change of refusals when it is zeroed, "
+            f"{int(table['groups'].iloc[0])} groups",
+            "claimed": "above",
+            "number": {
+                "text": f"interchange {interval(own)}; less zero {interval(apart)}",
+                **apart,
+            },
+            "control": {"text": others, "value": 0.0},
+            "why": "intervals by drawing groups anew, most of which are random heads",
+        }
 
 
 def page(experiments: Sequence[Experiment], quoted: Sequence[Mapping[str, Any]]) -> str:
@@ -398,7 +305,7 @@ def page(experiments: Sequence[Experiment], quoted: Sequence[Mapping[str, Any]])
         "| claim | what was run here | model, prompts | number | control | verdict | again |",
     ]
     lines.append("|---|---|---|---|---|---|---|")
-    rows = [row for experiment in experiments for row in measured(experiment)]
+    rows = [row for experiment in experiments for row in Rows(experiment).all()]
     for row in [*rows, *quoted]:
         why = row.get("why") or row.get("blocked") or row.get("missing") or ""
         where = f"`{row['command']}`"
@@ -419,14 +326,6 @@ def page(experiments: Sequence[Experiment], quoted: Sequence[Mapping[str, Any]])
 
 def _test(row: Any) -> str:
     return "" if pandas.isna(row["p"]) else f" (McNemar p {row['p']:.2g}, q {row['q']:.2g})"
-
-
-def _interval(numbers: Mapping[str, float]) -> str:
-    return f"{numbers['value']:.2f} [{numbers['low']:.2f}, {numbers['high']:.2f}]"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def load() -> tuple[list[Experiment], list[dict[str, Any]]]:

@@ -38,14 +38,24 @@ safetyheads.load_model("m").layers
 """
 
 
+# `make check` has just read the package under its own settings: with the same ones its cache serves. What those leave
+# out of --strict is asked of the user's lines.
+STRICT = """
+[[tool.mypy.overrides]]
+module = ["good", "bad"]
+disallow_subclassing_any = true
+disallow_untyped_calls = true
+warn_return_any = true
+"""
+
+
 def test_a_users_lines_are_checked(tmp_path):
     (tmp_path / "good.py").write_text(GOOD)
     (tmp_path / "bad.py").write_text(BAD)
-    # The package's own settings leave the large libraries beneath unread; a cache of its own keeps runs apart.
-    settings = Path(__file__).parents[1] / "pyproject.toml"
-    cache = Path(__file__).parents[1] / ".mypy_cache"
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", str(settings)]
-    command += ["--cache-dir", str(cache), "--no-pretty", "good.py", "bad.py"]
+    root = Path(__file__).parents[1]
+    (tmp_path / "pyproject.toml").write_text((root / "pyproject.toml").read_text() + STRICT)
+    command = [sys.executable, "-m", "mypy", "--no-pretty", "good.py", "bad.py"]
+    command += ["--cache-dir", str(root / ".mypy_cache")]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     lines = [line for line in found.stdout.splitlines() if "error:" in line]
     assert len(lines) == 3, found.stdout + found.stderr

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from safetyheads.models.checkpoints.upper import blocks_of
-from safetyheads.models.outside import outside, plain_name
+from safetyheads.models.outside import Modules, plain_name, put_on
 from safetyheads.storage.store import as_bytes
 
 VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
@@ -51,8 +51,12 @@ def fingerprint(model: nn.Module, first_block: int = 0) -> str:
     blocks = plain_name(blocks_of(model)[0]) if first_block else ""
     below = tuple(f"{blocks}.{n}." for n in range(first_block))
     known = _digests.setdefault(model, {})
-    whole = hashlib.sha256(json.dumps(_settings(model), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(_tensors(model), key=lambda one: one[0]):
+    modules = list(
+        model.named_modules()
+    )  # of a small model, walking through them is most of the time
+    settings = _settings(model, modules)
+    whole = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(_tensors(model, modules), key=lambda one: one[0]):
         if name.startswith(below):
             continue
         stamp = _stamp(tensor)
@@ -64,12 +68,18 @@ def fingerprint(model: nn.Module, first_block: int = 0) -> str:
     return whole.hexdigest()
 
 
-def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+def _tensors(model: nn.Module, modules: Modules) -> list[tuple[str, Tensor]]:
     """Weights and buffers; rotary angles that follow the prompts' length come from the config alone."""
     moving = _rope_type(model) in ("dynamic", "longrope")
-    found = [*model.named_parameters(), *model.named_buffers()]
-    named = {plain_name(name): tensor for name, tensor in found}
-    return [(n, t) for n, t in named.items() if not (moving and n.endswith("inv_freq"))]
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for kind in ("_parameters", "_buffers"):
+        for place, module in modules:
+            for name, tensor in getattr(module, kind).items():
+                if tensor is not None and id(tensor) not in seen:  # tied weights have one name
+                    seen.add(id(tensor))
+                    found[plain_name(f"{place}.{name}" if place else name)] = tensor
+    return [(n, t) for n, t in found.items() if not (moving and n.endswith("inv_freq"))]
 
 
 def _rope_type(model: nn.Module) -> str:
@@ -77,25 +87,25 @@ def _rope_type(model: nn.Module) -> str:
     return str(rope.get("rope_type", "default"))
 
 
-def _settings(model: nn.Module) -> dict[str, Any]:
+def _settings(model: nn.Module, modules: Modules) -> dict[str, Any]:
     """The config, what each adapter in the model is set to, the modules' own numbers, and where hooks stand."""
     config = getattr(model, "config", None)
     settings = config.to_dict() if config is not None else {}
     adapters = {
         name: [str(getattr(module, field, None)) for field in ADAPTER_FIELDS]
-        for name, module in model.named_modules()
+        for name, module in modules
         if hasattr(module, "active_adapters") and hasattr(module, "scaling")
     }
     about: dict[str, Any] = {k: v for k, v in settings.items() if k not in VOLATILE}
-    if hooks := sorted(outside(model)):
+    if hooks := sorted(put_on(modules)):
         about["hooks"] = hooks
-    return {**about, "adapters": adapters, "numbers": _numbers(model)}
+    return {**about, "adapters": adapters, "numbers": _numbers(modules)}
 
 
-def _numbers(model: nn.Module) -> dict[str, list[Any]]:
+def _numbers(modules: Modules) -> dict[str, list[Any]]:
     """The scale of attention, the epsilon of a norm: what each module of the model keeps outside of the config."""
     found = {}
-    for name, module in model.named_modules():
+    for name, module in modules:
         if type(module).__module__.startswith("transformer_lens."):
             continue
         own = {

@@ -1,6 +1,6 @@
 """What has the caller put on a model's modules that neither weights nor config show? Hooks, and forwards of its own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -9,11 +9,20 @@ LIBRARIES = ("transformer_lens.", "safetyheads.", "accelerate.", "peft.", "torch
 """Whose hooks are no change of the model: they watch, or set what parameters say."""
 
 
+Modules = Iterable[tuple[str, nn.Module]]
+"""As `nn.Module.named_modules` gives them."""
+
+
 def outside(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The modules on which a caller has set hooks or another forward, by the names from before the model was wrapped;
     with what tells one of these from the next in this process."""
+    return put_on(model.named_modules())
+
+
+def put_on(modules: Modules) -> dict[str, tuple[int, ...]]:
+    """The same of modules that were listed already."""
     found: dict[str, tuple[int, ...]] = {}
-    for name, module in model.named_modules():
+    for name, module in modules:
         if ids := tuple(id(one) for one in _put_on(module)):
             place = plain_name(name) or "the model itself"  # a wrapper and what it wraps have one
             found[place] = found.get(place, ()) + ids

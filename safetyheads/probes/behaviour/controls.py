@@ -5,12 +5,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from safetyheads.engine.execution import Execution
 from safetyheads.engine.measurement import measure
 from safetyheads.engine.run import run
 from safetyheads.heads import Head, HeadScores, heads_like
-from safetyheads.inputs import Side, prepare
+from safetyheads.inputs import Inputs, Side, prepare
+from safetyheads.interventions.ablating import mean_z
 from safetyheads.interventions.ablations import Ablation
 from safetyheads.metrics import Ships
 from safetyheads.models.hooked import HookedModel
@@ -83,8 +86,7 @@ def how_far(
 
     Raises ValueError for what `measure` refuses.
     """
-    side: Side = "harmful" if prompts.harmful else "harmless"
-    inputs = prepare(model, prompts.limit(MOVED_ON), side=side, template=template)
+    inputs = _first_side(model, prompts.limit(MOVED_ON), template)
     measurement = measure(inputs, ablation, Ships())
     layers = sorted({head.layer for head in heads})
     asked = [Head(layer, n) for layer in layers for n in range(model.n_heads)]
@@ -92,6 +94,18 @@ def how_far(
     values = torch.full((model.n_layers, model.n_heads), torch.nan)
     values[layers] = measurement.metric.score(swept.readings)[0].cpu().float().view(len(layers), -1)
     return HeadScores(values, None, ablation.name, "ships", "nat")
+
+
+def mean_over(
+    model: HookedModel, prompts: PromptSet, template: str | None
+) -> Float[Tensor, "layer head d_head"]:
+    """What mean ablation writes while a model answers: every head's mean output over the harmful prompts."""
+    return mean_z(model, _first_side(model, prompts, template).batch)
+
+
+def _first_side(model: HookedModel, prompts: PromptSet, template: str | None) -> Inputs:
+    side: Side = "harmful" if prompts.harmful else "harmless"
+    return prepare(model, prompts, side=side, template=template)
 
 
 def require_ships(moved: HeadScores, ablation: Ablation) -> None:

@@ -33,6 +33,7 @@ from safetyheads.probes.behaviour.controls import (
     different_draws,
     how_far,
     matched_heads,
+    mean_over,
     moved_by,
     random_heads,
     require_ships,
@@ -223,18 +224,19 @@ def refusal_under_ablation(
     """Measure refusal and attack success before and after ablating the top heads, beside random heads.
 
     `ranking` is `HeadScores` or heads, best first; rank on other prompts than these. `ablation` is what is done to the
-    heads, `UndifferentiatedAttention()` by default. `sizes` are the numbers of heads ablated together. For each of
-    `random_seeds`, each top head is matched by a random head of its layer that is not among the top ones; a larger
-    group holds the smaller. Of many such draws those are taken whose heads, each alone, move the output most nearly as
-    far as the top heads do: `moved` is every head's Ships under this ablation, or True, and it is measured on the first
-    of the prompts for the heads of these layers; with False the draws are matched on the layer only. (Where the layers
-    have fewer different draws, all are taken.) `opposing` asks the heads from the other end of the ranking too
-    (`HeadScores.opposing`), in a third arm. `options` are those of `measure_behaviour`.
+    heads, `UndifferentiatedAttention()` by default; mean ablation writes the mean over these prompts. `sizes` are the
+    numbers of heads ablated together. For each of `random_seeds`, each top head is matched by a random head of its
+    layer that is not among the top ones; a larger group holds the smaller. Of many such draws those are taken whose
+    heads, each alone, move the output most nearly as far as the top heads do: `moved` is every head's Ships under this
+    ablation, or True, and it is measured on the first of the prompts for the heads of these layers; with False the
+    draws are matched on the layer only. (Where the layers have fewer different draws, all are taken.) `opposing` asks
+    the heads from the other end of the ranking too (`HeadScores.opposing`), in a third arm. `options` are those of
+    `measure_behaviour`.
 
     Raises ValueError for a ranking shorter than the largest size, a layer with too few other heads, `moved` of another
     ablation or metric, a ranking without another end, and what `measure_behaviour` refuses.
     """
-    model = load_model(model)
+    model, prompts = load_model(model), load_prompts(prompts)
     ablation = UndifferentiatedAttention() if ablation is None else as_ablation(ablation)
     if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
         raise ValueError(f"sizes is {list(sizes)}: give different numbers of at least 1")
@@ -247,8 +249,7 @@ def refusal_under_ablation(
     draws = {seed: random_heads(heads, model.n_heads, seed) for seed in random_seeds}
     if moved is True and draws:
         asked = {name: options[name] for name in ("template", "progress") if name in options}
-        prompts, some = load_prompts(prompts), sum(arms.values(), ())
-        moved = how_far(model, prompts, some, ablation, **asked)
+        moved = how_far(model, prompts, sum(arms.values(), ()), ablation, **asked)
     how = moved if isinstance(moved, HeadScores) else None
     if how is not None:
         seed = next(iter(draws), 0)
@@ -264,7 +265,8 @@ def refusal_under_ablation(
         groups |= {f"{name} {size}": arm(name, size, 0, some) for name, some in arms.items()}
         for seed, drawn in draws.items():
             groups[f"random {size}, seed {seed}"] = arm("random", size, seed, drawn)
-    interventions = {name: AblateHeads(group.heads, ablation) for name, group in groups.items()}
+    mean = mean_over(model, prompts, options.get("template")) if "mean" in ablation.needs else None
+    interventions = {name: AblateHeads(g.heads, ablation, mean) for name, g in groups.items()}
     behaviour = measure_behaviour(model, prompts, {BASELINE: None, **interventions}, **options)
     provenance = {**behaviour.provenance, "ablation": describe(ablation)}
     return RefusalCurve(replace(behaviour, provenance=provenance), groups, ablation.name)

@@ -5,7 +5,8 @@ import torch
 
 from safetyheads.engine.execution import Execution
 from safetyheads.heads import Head, HeadScores
-from safetyheads.interventions.ablating import AblateHeads
+from safetyheads.inputs import prepare
+from safetyheads.interventions.ablating import AblateHeads, mean_z
 from safetyheads.interventions.ablations import ScalingContribution, as_ablation
 from safetyheads.plots.behaviour import plot_refusal_under_ablation
 from safetyheads.probes.behaviour import curves
@@ -161,6 +162,20 @@ def test_the_draws_are_matched_on_how_far_the_ablation_moves_these_prompts(llama
     found = [arm.heads for arm in loose.groups.values() if arm.arm == "random"]
     assert found == [random_heads(HEADS[1:], 6, seed) for seed in (0, 1)]
     assert "move the output" not in loose.control_note
+
+
+def test_mean_ablation_writes_the_mean_over_these_prompts(llama):
+    options = {"judge": by_length, "decoding": Decoding(4), "progress": False, "sides": "harmful"}
+    curve = refusal_under_ablation(
+        llama, PAIRS, HEADS[1:], ablation="mean", sizes=(2,), random_seeds=(0,), **options
+    )
+    mean = mean_z(llama, prepare(llama, PAIRS).batch)
+    alone = {"top 2": AblateHeads(HEADS[1:], as_ablation("mean"), mean)}
+    plain = measure_behaviour(llama, PAIRS, alone, **options)
+    ours = [a.digest for a in curve.behaviour.answers if a.intervention == "top 2"]
+    assert ours == [a.digest for a in plain.answers if a.intervention == "top 2"]
+    with pytest.raises(ValueError, match="borrows from another prompt"):
+        refusal_under_ablation(llama, PAIRS, HEADS[1:], ablation="resample", sizes=(2,), **options)
 
 
 def test_heads_of_other_layers_are_not_run_for_it(llama):

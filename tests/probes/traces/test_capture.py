@@ -15,11 +15,16 @@ def zoo(request):
     return plain(request.param), opened(request.param)
 
 
-def alone(plain, text, layer, name):
-    """What one layer gives on one prompt that runs alone."""
-    ids, kept = tokenizer()(text)["input_ids"], []
-    plain.run(ids, [(f"blocks.{layer}.{name}", lambda out, hook: kept.append(out[0].clone()))])
-    return kept[0]
+def alone(plain, text, layers, names):
+    """What some layers give on one prompt that runs alone, [layer][name]."""
+    kept = {}
+    hooks = [
+        (f"blocks.{layer}.{name}", lambda out, hook: kept.update({hook.name: out[0].clone()}))
+        for layer in layers
+        for name in names
+    ]
+    plain.run(tokenizer()(text)["input_ids"], hooks)
+    return [[kept[f"blocks.{layer}.{name}"] for name in names] for layer in layers]
 
 
 @pytest.mark.parametrize("align", ["end", "start"])
@@ -29,9 +34,8 @@ def test_captured_states_are_those_of_each_prompt_alone(zoo, align):
     assert traces.states.shape == (2, 2, 5, 7, model.d_model)
     assert traces.padding == pytest.approx(2 / 35)  # the last prompt has five tokens
     for n, text in enumerate((*RAGGED, *BENIGN)):
-        for m, layer in enumerate((2, 0)):
-            for k, name in enumerate(("attn.hook_out", "hook_out")):
-                full = alone(plain, text, layer, name)
+        for m, given in enumerate(alone(plain, text, (2, 0), ("attn.hook_out", "hook_out"))):
+            for k, full in enumerate(given):
                 expected = torch.zeros(7, model.d_model)
                 if align == "end":
                     expected[7 - len(full[-7:]) :] = full[-7:]
