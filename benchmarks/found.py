@@ -9,6 +9,7 @@ import torch
 from safetyheads.heads import Head, parse_heads
 from safetyheads.stats import (
     benjamini_hochberg,
+    bootstrap_interval,
     mcnemar_p,
     permutation_p,
     spearman,
@@ -94,12 +95,23 @@ class Experiment:
         draws = [self.refused(f"{name}, random {n}", name) for n in range(10)]
         return [sum(hits) for hits in draws if hits]
 
-    def control_p(self, name: str) -> float:
-        """Whether random heads move refusals by themselves: their mean less the untouched model's, prompt by prompt,
-        by flipping signs."""
+    def match(self, name: str) -> str:
+        """How far random heads move the output beside an ablation's first five, in words."""
+        own, *draws = self.record.get("moved", {}).get(name, [0.0])
+        if not draws:
+            return ""
+        ends = f"{min(draws):.2g} to {max(draws):.2g} nat, the first five by {own:.2g}"
+        return f"their heads, each alone, move the output by {ends}"
+
+    def control(self, name: str) -> dict[str, float]:
+        """How far random heads move the rate of refusals by themselves: their mean less the untouched model's, with its
+        95 % interval over prompts, and p by flipping signs."""
         draws = [self.refused(f"{name}, random {n}", name) for n in range(10)]
         hits = torch.tensor([some for some in draws if some]).double().mean(0)
-        return permutation_p(hits - torch.tensor(self.refused("untouched", "")).double()).item()
+        apart = hits - torch.tensor(self.refused("untouched", "")).double()
+        low, high = bootstrap_interval(apart)
+        numbers = {"value": apart.mean(), "low": low, "high": high, "p": permutation_p(apart)}
+        return {name: float(number) for name, number in numbers.items()}
 
     def scores(self, name: str, metric: str = "refusal_shift") -> torch.Tensor:
         """Every head's mean score."""
@@ -136,11 +148,16 @@ class Experiment:
 
     def swapped(self) -> str:
         """What interchange does to the groups that the other ablations name, in words."""
-        said = []
+        effects: dict[str, dict[str, str]] = {}
         for name, _, ablation, value, low, high, *_ in self.record.get("interchange of named", ()):
-            if ablation == "interchange" and name != "opposing":
-                span = interval({"value": value, "low": low, "high": high})
-                said.append(f"{span} nat on those of {words(name)}")
+            span = interval({"value": value, "low": low, "high": high})
+            effects.setdefault(name, {})[ablation] = span
+        said = []
+        for name, spans in effects.items():
+            if "interchange" in spans and name != "opposing":
+                beyond = spans.get("interchange less same side")
+                more = f" ({beyond} beyond another harmful prompt)" if beyond else ""
+                said.append(f"{spans['interchange']} nat on those of {words(name)}{more}")
         return "interchange does " + ", ".join(said) if said else "interchange was not run"
 
     def place(self, head: Head) -> int:

@@ -202,14 +202,17 @@ class Selection:
     def matched(self, name: str) -> list[tuple[Head, ...]]:
         """Random groups of the layers of an ablation's first five, whose single heads together move the output nearest
         to what these do."""
-        heads, per = self.ranked(name), self.model.n_heads
-        kl = self.swept(name)[1, :, : self.setting.first].mean(-1)
-        moved = lambda some: sum(float(kl[h.layer * per + h.head]) for h in some)  # noqa: E731
-        drawn = {
-            tuple(sorted(some)): None
-            for some in itertools.islice(heads_like(heads, per, seed=0), 500)
-        }
-        return sorted(drawn, key=lambda some: abs(moved(some) - moved(heads)))[:DRAWS]
+        heads = self.ranked(name)
+        drawn = itertools.islice(heads_like(heads, self.model.n_heads, seed=0), 500)
+        groups = list(dict.fromkeys(tuple(sorted(some)) for some in drawn))
+        own, *moved = self.moved(name, [heads, *groups])
+        order = sorted(range(len(groups)), key=lambda n: abs(moved[n] - own))
+        return [groups[n] for n in order[:DRAWS]]
+
+    def moved(self, name: str, groups: Sequence[Sequence[Head]]) -> list[float]:
+        """How far the heads of each group, each ablated alone, move the output in all: Ships on the first pairs."""
+        kl, per = self.swept(name)[1, :, : self.setting.first].mean(-1), self.model.n_heads
+        return [sum(float(kl[head.layer * per + head.head]) for head in some) for some in groups]
 
     def head(self, place: int) -> Head:
         """The head at a place of the scores."""
@@ -265,6 +268,12 @@ class Selection:
                     if v == v
                 }
                 for name, some in scores.items()
+            },
+            "moved": {
+                name: [
+                    round(v, 4) for v in self.moved(name, [self.ranked(name), *self.matched(name)])
+                ]
+                for name in BOTH
             },
             "correlations": correlations(swept),
             "told by a pair": self.told(),

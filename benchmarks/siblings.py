@@ -4,10 +4,11 @@
 
 The questions of arXiv:2504.18872, asked of the siblings that come with the package, or of those that are named: KIND
 for the first seed, KIND-SEED for others. `--data` is a folder with the files of the named datasets, none of which a
-sibling learnt from: spectra are of JailbreakBench's 100 pairs, directions of its even rows, transfer is judged on the
-harmful half of its odd rows, ladders and heads on its odd rows. `--steps` names some of `rates spectra layer transfer
-heads ladders`; each is saved in the folder, and the same command goes on where it stopped. `--report` prints the tables
-of what there is and draws the figures; `--record FILE` writes what pages quote. No answer is kept, only verdicts.
+sibling learnt from: spectra are of JailbreakBench's 100 pairs, directions of its even rows (the states that the spectra
+are read from), transfer is judged on the harmful half of its odd rows, ladders and heads on its odd rows. `--steps`
+names some of `rates spectra layer transfer heads ladders`; each is saved in the folder, and the same command goes on
+where it stopped. `--report` prints the tables of what there is and draws the figures; `--record FILE` writes what pages
+quote. No answer is kept, only verdicts.
 """
 
 import argparse
@@ -24,7 +25,6 @@ import torch
 
 from safetyheads import (
     Decoding,
-    Direction,
     Execution,
     HeadsAlong,
     PromptSet,
@@ -33,13 +33,11 @@ from safetyheads import (
     heads_along,
     load_model,
     load_prompts,
-    null_directions,
     plot_effects,
     plot_heads_along,
     plot_selection,
     plot_spectrum,
     plot_transfer,
-    random_copy,
     refusal_direction,
     score_heads_together,
     select_direction,
@@ -49,6 +47,7 @@ from safetyheads import (
 )
 from safetyheads.models.checkpoints import load_checkpoint
 from safetyheads.probes.directions.decomposition import VERSIONS, Place, Rows, shares
+from safetyheads.probes.directions.nulls import DRAWN
 from safetyheads.probes.directions.selection import Selection
 from safetyheads.probes.directions.sides import read_sides
 from safetyheads.probes.directions.spectrum import OUTLIERS, Resampling, spectrum_of
@@ -65,8 +64,8 @@ BASE = "smollm2-135m-instruct"
 SHIPPED = ("smollm2-135m-ssft", "smollm2-135m-at", "smollm2-135m-lat")
 LAYERS = (19, 22, 25, 28)
 """What enters these: the siblings are adapted from block 16 on, and below they are one model."""
-LAYER = 22
-"""Where directions are taken and spectra compared; `--steps layer` shows what led to it."""
+LAYER = 25
+"""Where directions are taken and spectra compared; `--steps layer` shows that those from below take no refusal away."""
 STEPS = ("rates", "spectra", "layer", "transfer", "heads", "ladders")
 DRAWS = Resampling(100)
 COMPARED = ("uncentred", "centred", "uncentred, trimmed")
@@ -90,8 +89,10 @@ class Experiment:
         named: dict[str, str],
         minutes: float,
         prompts: int = TRANSFERRED,
+        place: int = LAYER,
     ) -> None:
         self.folder, self.end, self.prompts = folder, time.monotonic() + 60 * minutes, prompts
+        self.place = place
         folder.mkdir(parents=True, exist_ok=True)
         self.siblings = named
         self.models = {"base": BASE, **named}
@@ -149,18 +150,17 @@ class Experiment:
             self.told(f"spectrum of {name}")
 
     def layer(self) -> None:
-        """At which layer a direction of the SSFT sibling leaves least refusal."""
+        """At which layer a direction of the first sibling leaves least refusal."""
         folder = self.folder / "layer"
         if folder.exists() or not self.siblings:
             return
         self.in_time()
         train, validation = (_rows("half", self.even, range(n, 50, 4)) for n in (0, 2))
-        first = next(iter(self.siblings.values()))
         found = select_direction(
-            load_model(first),
+            load_model(next(iter(self.siblings.values()))),
             train,
             validation,
-            layers=range(18, 30, 2),
+            layers=LAYERS,
             positions=(-1,),
             only_expected=False,
             execution=Execution(progress=False),
@@ -170,13 +170,12 @@ class Experiment:
 
     def transfer(self) -> None:
         """Every model's direction ablated from every sibling of its seed, and two that are not refusal's."""
+        folder = self.folder / f"transfer-{self.place}"
         for seed, family in families(self.siblings).items():
-            left = [name for name in family if not (self.folder / "transfer" / name).exists()]
-            if not left:
-                continue
-            self.in_time()
             sources = self._sources(family)
-            for name in left:
+            for name in family:
+                if (folder / name).exists():
+                    continue
                 self.in_time()
                 found = transfer_matrix(
                     {name: self.siblings[name]},
@@ -186,27 +185,41 @@ class Experiment:
                     sides="harmful",
                     progress=False,
                 )
-                found.save(self.folder / "transfer" / name)
+                found.save(folder / name)
                 self.told(f"transfer to {name}, seed {seed}")
 
-    def _sources(self, family: Sequence[str]) -> dict[str, Direction]:
-        """The directions of the base and of the siblings, of a copy with random weights, and of prompts dealt anew."""
-        where = {"layer": LAYER, "progress": False}
-        models = {name: load_model(self.models[name]) for name in ("base", *family)}
-        first = models[family[0]]
-        models["random weights"] = random_copy(first, seed=1)
-        found = {n: refusal_direction(m, self.even, **where) for n, m in models.items()}
-        dealt = {"kinds": ["relabelled"], "count": 1, "progress": False}
-        return found | null_directions(first, self.even, found[family[0]], **dealt)
+    def _sources(self, family: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The mean differences of the base and of the siblings, one of prompts dealt anew, and one that is drawn with
+        the covariance of the states, both as long as the first sibling's."""
+        found = {name: self._difference(name) for name in ("base", *family)}
+        states, length = self._even_states(family[0]), found[family[0]].norm()
+        generator = torch.Generator().manual_seed(0)
+        for kind in ("relabelled", "covariance"):
+            drawn = DRAWN[kind](states, states[0].shape[-1], generator).float()
+            found[kind] = drawn * length / drawn.norm()
+        return found
+
+    def _even_states(self, name: str) -> list[torch.Tensor]:
+        """What enters the layer at the last token of the even rows, harmful and harmless, as the spectra's step kept
+        it."""
+        file = self.folder / "spectra" / f"{name}.pt"
+        if not file.is_file():
+            raise SystemExit(f"there is no {file}: run --steps spectra first")
+        kept = torch.load(file, weights_only=True)[LAYERS.index(self.place)]
+        return [side[::2].double() for side in kept]
+
+    def _difference(self, name: str) -> torch.Tensor:
+        harmful, harmless = self._even_states(name)
+        return (harmful.mean(0) - harmless.mean(0)).float()
 
     def heads(self) -> None:
         """Which heads of the first sibling write its direction, beside the scores that find safety heads."""
-        folder = self.folder / "heads"
+        folder = self.folder / f"heads-{self.place}"
         if folder.exists() or not self.siblings:
             return
         self.in_time()
         model = load_model(next(iter(self.siblings.values())))
-        direction = refusal_direction(model, self.even, layer=LAYER, progress=False)
+        direction = refusal_direction(model, self.even, layer=self.place, progress=False)
         metrics, quiet = ("refusal_shift", "ships"), Execution(progress=False)
         some = self.odd.limit(SCORED)
         found = score_heads_together(model, some, metrics, execution=quiet)
@@ -240,23 +253,17 @@ class Experiment:
             table = Selection.load(self.folder / "layer").to_frame()
             print(table.round(3).to_string(index=False))
             write_image(plot_selection(table), self.folder / "layer.png")
-        told |= self._report_transfer()
-        if (self.folder / "heads").exists():
-            along = HeadsAlong.load(self.folder / "heads")
-            print(along, along.to_frame().head(12).round(3).to_string(index=False), sep="\n")
-            print(along.conditions().round(3).to_string(index=False))
-            print(along.effects().round(3).to_string(index=False))
-            write_image(plot_heads_along(along.to_frame()), self.folder / "heads.png")
-            write_image(plot_effects(along.effects()), self.folder / "effects.png")
-            told["heads"] = rows_of(along.to_frame().head(ALONG))
-            told["conditions"] = rows_of(along.conditions())
-            told["effects"] = rows_of(along.effects())
+            told["layer"] = rows_of(table)
+        for layer in LAYERS:
+            told |= self._report_transfer(layer)
+            told |= self._report_heads(layer)
         for name in self.siblings:
             if (self.folder / "ladders" / name).exists():
                 ladder = Ladder.load(self.folder / "ladders" / name)
-                print(name, ladder.to_frame().round(3).T.to_string(), sep="\n")
-                write_image(ladder.plot(), self.folder / f"ladder-{name}.png")
-                told[f"ladder to {name}"] = rows_of(ladder.to_frame())
+                table = ladder.to_frame(LAYER - 1)  # what leaves a layer enters the next
+                print(name, table.round(3).T.to_string(), sep="\n")
+                write_image(ladder.plot(LAYER - 1), self.folder / f"ladder-{name}.png")
+                told[f"ladder to {name}"] = rows_of(table)
         return told
 
     def _report_rates(self) -> list[dict[str, Any]]:
@@ -293,10 +300,26 @@ class Experiment:
             found["overlap"] = subspace_overlap(spectra, LAYER)
         for part in found.values():
             print(part.round(3).to_string(index=False))
+        all_models = found["two components"]
+        found["two components"] = all_models[all_models["model"] == "base"]  # others: over seeds
         return {name: rows_of(part) for name, part in found.items()}
 
-    def _report_transfer(self) -> dict[str, Any]:
-        folder, told = self.folder / "transfer", {}
+    def _report_heads(self, layer: int) -> dict[str, Any]:
+        folder = self.folder / f"heads-{layer}"
+        if not folder.exists():
+            return {}
+        along = HeadsAlong.load(folder)
+        table, conditions, effects = along.to_frame(), along.conditions(), along.effects()
+        print(along, table.head(12).round(3).to_string(index=False), sep="\n")
+        for part in (conditions, effects):
+            print(part.round(3).to_string(index=False))
+        write_image(plot_heads_along(table), self.folder / f"heads-{layer}.png")
+        write_image(plot_effects(effects), self.folder / f"effects-{layer}.png")
+        named = {"heads": table.head(ALONG), "conditions": conditions, "effects": effects}
+        return {f"{name}, layer {layer}": rows_of(part) for name, part in named.items()}
+
+    def _report_transfer(self, layer: int) -> dict[str, Any]:
+        folder, told = self.folder / f"transfer-{layer}", {}
         every: dict[str, Transfer] = {}
         for seed, family in families(self.siblings).items():
             parts = [Transfer.load(folder / n) for n in family if (folder / n).exists()]
@@ -309,13 +332,13 @@ class Experiment:
             columns = ["target", "source", "verdict", "count", "n", "low", "high"]
             print(refused[columns].round(2).to_string(index=False))
             print(tests.round(4).to_string(index=False))
-            write_image(plot_transfer(table), self.folder / f"transfer-{seed}.png")
-            told[f"transfer, seed {seed}"] = rows_of(refused[columns])
-            told[f"tests of the transfer, seed {seed}"] = rows_of(tests)
+            write_image(plot_transfer(table), self.folder / f"transfer-{layer}-{seed}.png")
+            told[f"transfer, layer {layer}, seed {seed}"] = rows_of(refused[columns])
+            told[f"tests, layer {layer}, seed {seed}"] = rows_of(tests)
         if every:
             pooled = transfer_over_seeds(every)
             print(pooled.round(3).to_string(index=False))
-            told["transfer over seeds"] = rows_of(pooled)
+            told[f"transfer over seeds, layer {layer}"] = rows_of(pooled)
         return told
 
 
@@ -380,7 +403,7 @@ def transfer_over_seeds(every: Mapping[str, Transfer]) -> pandas.DataFrame:
     """What each kind of target refuses with each kind of direction ablated, and LAT's less another's, mean over seeds.
 
     `low` and `high` are a bootstrap over prompts, which all seeds share, `p` flips the sign of a prompt's difference,
-    `values` are the seeds' own. The target `all` is the mean of those that every seed has.
+    `values` are the seeds' own. The last target is the mean of those that are not LAT's, with each one's `own`.
     """
     hits: dict[tuple[str, str], list[torch.Tensor]] = {}
     for one in every.values():
@@ -390,18 +413,19 @@ def transfer_over_seeds(every: Mapping[str, Transfer]) -> pandas.DataFrame:
                 hits.setdefault((_kind(target), _kind(source)), []).append(refused)
     cells = {key: torch.stack(some) for key, some in hits.items() if len(some) == len(every)}
     targets, sources = (list(dict.fromkeys(key[n] for key in cells)) for n in (0, 1))
-    rows = []
-    for target in [*targets, "all"] if len(targets) > 1 else targets:
-        some = targets if target == "all" else [target]
+    rows, others = [], [target for target in targets if target != "lat"]
+    for some in [*([target] for target in targets), *([others] if len(others) > 1 else [])]:
         means = {s: torch.stack([cells[t, s] for t in some]).mean(0) for s in sources}
-        compared = [(s, "") for s in sources]
-        compared += [("lat", s) for s in sources if s != "lat" and "lat" in sources]
+        if len(some) > 1:
+            means["own"] = torch.stack([cells[t, t] for t in some]).mean(0)
+        compared = [(source, "") for source in means]
+        compared += [("lat", source) for source in means if source != "lat" and "lat" in means]
         for source, less in compared:
             each = means[source] - means.get(less, torch.zeros(()).double())
             low, high = (float(end) for end in bootstrap_interval(each.mean(0)))
             p = float(permutation_p(each.mean(0))) if less else float("nan")
             values = [round(value, 3) for value in each.mean(-1).tolist()]
-            rows.append((target, source, less, float(each.mean()), low, high, p, values))
+            rows.append((", ".join(some), source, less, float(each.mean()), low, high, p, values))
     columns = ["target", "source", "less", "refused", "low", "high", "p", "values"]
     return pandas.DataFrame(rows, columns=columns).assign(n=len(next(iter(means.values()))[0]))
 
@@ -469,6 +493,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--prompts", type=int, default=TRANSFERRED, help="a cell of the transfer")
+    parser.add_argument("--layer", type=int, default=LAYER, choices=LAYERS, help="of directions")
     parser.add_argument(
         "--sibling",
         action="append",
@@ -482,7 +507,9 @@ def main() -> None:
     torch.set_num_threads(1)
     given = dict(one.split("=", 1) for one in asked.sibling)
     named = given or {name.rsplit("-", 1)[1]: name for name in SHIPPED}
-    experiment = Experiment(asked.data, asked.folder, named, asked.minutes, asked.prompts)
+    experiment = Experiment(
+        asked.data, asked.folder, named, asked.minutes, asked.prompts, asked.layer
+    )
     if asked.report or asked.record:
         told = experiment.report()
         if asked.record:

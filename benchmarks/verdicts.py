@@ -30,6 +30,8 @@ MODELS = {
 PAPER, SWAPPING = "arXiv:2410.13708", "arXiv:2604.04385"
 BOTH = ("zero", UA)
 AGREES, NOT, OPEN = "agrees", "does not agree", "cannot be said here"
+NEUTRAL = 0.1
+"""How far a neutral control may move a rate, at either end of its interval."""
 COMMAND = "python benchmarks/experiment.py --model {} --data DATA --folder FOLDER"
 HEAD = """# Verdicts on published claims
 
@@ -38,9 +40,10 @@ Made by `python benchmarks/verdicts.py` from the records in `benchmarks/records`
 Each row is a claim, what was run here, and the number beside that of a control. It *agrees* where the whole interval
 lies beyond the control's on the side that is claimed; it *does not agree* where the number itself is not beyond the
 control's, or lies within its interval; else, and where the model cannot show it, it *cannot be said here*. A number
-without an interval is its own. Small models and few prompts: a verdict is about these, and says of a 7B model only
-where to look. p-values of refusals are exact McNemar tests on the same prompts, q-values are over all conditions of the
-[experiment](experiment.md).
+without an interval is its own. A control is neutral where the whole interval of what it does lies within ten points,
+and it is not where that differs from nothing with p ≤ 0.05. Small models and few prompts: a verdict is about these, and
+says of a 7B model only where to look. p-values of refusals are exact McNemar tests on the same prompts, q-values are
+over all conditions of the [experiment](experiment.md).
 """
 
 
@@ -50,9 +53,12 @@ def decide(row: Mapping[str, Any]) -> str:
         return "needs a 7B model"
     if row.get("blocked"):
         return OPEN
-    number, control = _span(row["number"]), _span(row["control"])
     if row["claimed"] == "neutral":
-        return NOT if row["number"]["p"] <= 0.05 else AGREES
+        low, _, high = _span(row["number"])
+        if row["number"]["p"] <= 0.05:
+            return NOT
+        return AGREES if low >= -NEUTRAL and high <= NEUTRAL else OPEN
+    number, control = _span(row["number"]), _span(row["control"])
     if row["claimed"] == "below":
         number, control = (tuple(-x for x in reversed(some)) for some in (number, control))
     slack = row["control"].get("slack", 0.0)
@@ -197,21 +203,23 @@ class Rows:
         """Are random heads a neutral control?"""
         for name in BOTH:
             draws = len(self.experiment.random(name))
-            p = self.experiment.control_p(name)
-            test = f"sign-flip p {p:.2g} over prompts"
-            few = f"ten draws are asked for, {draws} came; {test}" if draws < 10 else ""
+            found, match = self.experiment.control(name), self.experiment.match(name)
+            points = {key: 100 * found[key] for key in ("value", "low", "high")}
+            moved = f"{points['value']:+.0f} points [{points['low']:.0f}, {points['high']:.0f}]"
+            few = f"ten draws are asked for, {draws} came" if draws < 10 else ""
+            test = f"sign-flip p {found['p']:.2g} over prompts"
             yield {
                 "claim": f"Random heads are a neutral control ({words(name)})",
                 "source": "common practice",
                 "ran": "refusals with random heads of the same layers that move the output most nearly as far",
                 "claimed": "neutral",
-                "number": {**self.drawn(name), "p": p},
+                "number": {**found, "text": f"{moved}; {self.drawn(name)['text']}"},
                 "control": {
                     **self.untouched,
                     "text": f"untouched: {self.untouched['hits']} of {self.n}",
                 },
                 "blocked": few,
-                "why": few or test,
+                "why": "; ".join(part for part in (few, test, match) if part),
             }
 
     def opposing(self) -> Iterator[dict[str, Any]]:
@@ -247,9 +255,12 @@ class Rows:
             return
         p = mcnemar_p(*(experiment.refused(which, "zero") for which in (named, swapped)))
         halves = interval(experiment.correlation("interchange", "interchange"))
-        about = (
-            f"the two differ with a McNemar p of {p:.2g}; between halves of the prompts interchange's ranking of all "
-            f"heads agrees with itself by {halves}"
+        about = "; ".join(
+            (
+                experiment.swapped(),
+                f"the two differ with a McNemar p of {p:.2g}",
+                f"between halves of the prompts interchange's ranking of all heads agrees with itself by {halves}",
+            )
         )
         yield {
             **found,

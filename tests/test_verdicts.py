@@ -41,6 +41,7 @@ def test_what_is_quoted_stands_on_the_page_that_is_named(row):
 def row(number, control, claimed="above", **more):
     names = ("value", "low", "high")
     sides = [dict(zip(names, side, strict=False)) for side in (number, control)]
+    sides[0] |= {"p": more.pop("p")} if "p" in more else {}
     return {"claimed": claimed, "number": sides[0], "control": sides[1], **more}
 
 
@@ -56,6 +57,9 @@ def row(number, control, claimed="above", **more):
         (row((3, 2, 4), (2,), "below"), "does not agree"),
         (row((5, 4, 6), (2, 1, 3), blocked="why"), "cannot be said here"),
         (row((), (), missing="why"), "needs a 7B model"),
+        (row((0.01, -0.03, 0.05), (), "neutral", p=0.6), "agrees"),
+        (row((0.06, -0.01, 0.13), (), "neutral", p=0.1), "cannot be said here"),
+        (row((0.06, 0.01, 0.09), (), "neutral", p=0.02), "does not agree"),
     ],
 )
 def test_a_verdict_follows_from_the_numbers(made, verdict):

@@ -155,7 +155,7 @@ def plot_effects(
 ) -> "plotly.graph_objects.Figure":
     """Draw what heads and direction do to the refusal log-odds, each alone and where the other is gone already.
 
-    Beside each bar stands its share of the direction's own effect; whiskers are the table's intervals.
+    Beside each bar stands its share of the direction's own effect, if it has one; whiskers are the table's intervals.
 
     Args:
         table: what `HeadsAlong.effects()` gives.
@@ -194,7 +194,7 @@ def plot_effects(
     for row, share in zip(rows, table["share"], strict=True):
         figure.add_annotation(
             **dict(x=1, xref="paper", xanchor="left", xshift=8, y=row, showarrow=False),
-            text=f"{share:.0%}",
+            text=f"{share:.0%}" if share == share else "",
         )
     for made in notes:
         figure.add_annotation(made)
@@ -234,7 +234,7 @@ def plot_transfer(
         )
     targets, sources = (list(dict.fromkeys(rows[name])) for name in ("target", "source"))
     datasets = list(dict.fromkeys(rows["dataset"]))
-    size = (max(190, 26 * len(sources) * len(targets)), 190)
+    size = (max(190, 16 * len(sources) * len(targets)), 190)
     inner = (
         len(verdicts) * size[0] + (len(verdicts) - 1) * GAP,
         len(datasets) * size[1] + (len(datasets) - 1) * GAP,
@@ -268,11 +268,11 @@ def plot_transfer(
                     x=[targets.index(target) for target in some["target"]],
                     y=some["rate"].tolist(),
                     **dict(offset=n * each - 0.42, width=each * 0.94),
-                    **dict(name=escape(human(source)), showlegend=number == 0),
-                    **dict(legendgroup=source, hovertemplate="%{y:.0%}<extra></extra>"),
+                    **dict(legendgroup=source, showlegend=False),
+                    hovertemplate="%{y:.0%}<extra></extra>",
                     marker=dict(
                         color=colour,
-                        line=dict(color=[SELF if own else colour for own in some["own"]], width=3),
+                        line=dict(color=SELF, width=[2.5 if own else 0 for own in some["own"]]),
                     ),
                     error_y=dict(
                         **dict(type="data", symmetric=False, thickness=1.2, width=3, color=DARK),
@@ -280,6 +280,10 @@ def plot_transfer(
                         arrayminus=(some["rate"] - some["low"]).tolist(),
                     ),
                 )
+    for source in sources:  # a bar's own legend would have the edge of its first target
+        colour = UNTOUCHED if source == "baseline" else shades[source]
+        look = dict(marker_color=colour, legendgroup=source, name=escape(human(source)))
+        figure.add_bar(x=[None], y=[None], **look)
     figure.update_layout(
         title=dict(
             text=f"Directions ablated, {side} prompts (red edge: the model's own)",

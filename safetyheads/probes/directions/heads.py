@@ -87,14 +87,17 @@ class HeadsAlong:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"HeadsAlong({self.model}: {', '.join(map(str, self.heads))} carry {self.share:.0%})"
+        means = {name: float(values.double().mean()) for name, values in self.odds.items()}
+        moved = {name: value - means["untouched"] for name, value in means.items()}
+        return (
+            f"HeadsAlong({self.model}: without {', '.join(map(str, self.heads))} the refusal log-odds move by "
+            f"{moved['heads']:+.2f} nat, without the direction by {moved['direction']:+.2f})"
+        )
 
     @property
     def share(self) -> float:
-        """The heads' effect on the refusal log-odds as a share of the direction's, by means over prompts."""
-        means = {name: values.double().mean() for name, values in self.odds.items()}
-        effect = means["direction"] - means["untouched"]
-        return float((means["heads"] - means["untouched"]) / effect)
+        """The heads' effect on the refusal log-odds as a share of the direction's, as in `effects`."""
+        return float(self.effects().set_index("effect").loc["heads", "share"])
 
     def to_frame(self) -> "pandas.DataFrame":
         """A row a head, those that write most along the direction first.
@@ -144,8 +147,8 @@ class HeadsAlong:
         """What heads and direction do to the refusal log-odds, each alone and where the other is gone already.
 
         A row an effect of `EFFECTS`: effect, shift (mean over prompts, paired, nat), low, high, share (of the
-        direction's own shift), share_low, share_high, n. Intervals are 95 % bootstraps over prompts; those of a share
-        are wide, or hold no number that means anything, where the direction itself does little.
+        direction's own shift), share_low, share_high, n. Intervals are 95 % bootstraps over prompts. Where that of the
+        direction's own shift holds zero there is nothing to have a share of, and shares are NaN.
         """
         import pandas
 
@@ -157,9 +160,12 @@ class HeadsAlong:
         means, draws = shifts.mean(-1), shifts[:, drawn].mean(-1)
         whole = list(EFFECTS).index("direction")
         low, high = percentile_interval(draws.mT, n)
-        share_low, share_high = percentile_interval((draws / draws[whole]).mT, n)
-        table = {"shift": means, "low": low, "high": high, "share": means / means[whole]}
-        table |= {"share_low": share_low, "share_high": share_high}
+        table = {"shift": means, "low": low, "high": high}
+        names, nothing = ("share", "share_low", "share_high"), torch.full_like(means, torch.nan)
+        table |= dict.fromkeys(names, nothing)
+        if low[whole] * high[whole] > 0:
+            ends = percentile_interval((draws / draws[whole]).mT, n)
+            table |= dict(zip(names, (means / means[whole], *ends), strict=True))
         columns = {name: values.tolist() for name, values in table.items()}
         return pandas.DataFrame({"effect": list(EFFECTS), **columns, "n": n})
 

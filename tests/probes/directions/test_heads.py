@@ -1,5 +1,6 @@
 """Does each head write along a direction what plain passes say, and is what is left of each without the other right?"""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -145,8 +146,6 @@ def test_heads_and_direction_are_ablated_together_and_apart(both, found):
         expected = [odds(text, hooks, ablated) for text in LONG]
         assert made.odds[name].tolist() == pytest.approx(expected, abs=1e-4)
     means = {name: values.mean().item() for name, values in made.odds.items()}
-    share = (means["heads"] - means["untouched"]) / (means["direction"] - means["untouched"])
-    assert made.share == pytest.approx(share, rel=1e-5)
     table = made.conditions().set_index("condition")
     assert table.loc["heads", "shift"] == pytest.approx(
         means["heads"] - means["untouched"], abs=1e-5
@@ -155,18 +154,35 @@ def test_heads_and_direction_are_ablated_together_and_apart(both, found):
     assert table.loc["direction", "along"] == 0
     assert {h.layer for h in made.random_heads} == {h.layer for h in made.heads}
     effects = made.effects().set_index("effect")
-    assert effects.loc["direction", ["share", "share_low", "share_high"]].tolist() == [1, 1, 1]
-    assert effects.loc["heads", "share"] == pytest.approx(made.share)
     alone = effects.loc["heads", "shift"] + effects.loc["direction, heads gone", "shift"]
     other = effects.loc["direction", "shift"] + effects.loc["heads, direction gone", "shift"]
     assert alone == pytest.approx(other)
     assert alone == pytest.approx(means["heads and direction"] - means["untouched"], abs=1e-5)
     assert (effects["low"] <= effects["shift"]).all()
-    assert (effects["share"] <= effects["share_high"]).all()
+    assert effects.loc["direction", "low"] < 0 < effects.loc["direction", "high"]
+    assert effects["share"].isna().all(), "a direction without an effect has no shares"
     bars = plot_effects(made.effects()).data[0]
     assert list(bars.x) == effects["shift"].tolist()
     with pytest.raises(ValueError, match="lacks the columns share"):
         plot_effects(made.effects().drop(columns="share"))
+
+
+def test_a_share_is_of_an_effect_that_is_there(found):
+    _, _, made = found
+    zero = torch.zeros(4)
+    odds = {
+        "untouched": zero,
+        "heads": zero - torch.tensor([1.0, 1.2, 0.8, 1.0]),
+        "random heads": zero,
+        "direction": zero - torch.tensor([4.0, 4.4, 3.6, 4.0]),
+        "heads and direction": zero - 4,
+    }
+    made = replace(made, odds=odds)
+    table = made.effects().set_index("effect")["share"]
+    assert table.tolist() == pytest.approx([0.25, 0, 1, 0, 0.75], abs=1e-6)
+    assert made.share == pytest.approx(0.25)
+    assert "move by -1.00 nat, without the direction by -4.00" in repr(made)
+    assert plot_effects(made.effects()).layout.annotations[0].text == "25%"
 
 
 def test_scores_stand_beside_and_what_does_not_fit_is_refused(both, found):

@@ -159,10 +159,10 @@ def test_figures_of_rates_and_candidates_show_the_table(transfer):
     _, made = transfer
     table = made.to_frame()
     figure = plot_transfer(table, verdicts=("refuse", "comply"))
-    assert len(figure.data) == 2 * 3
-    own = next(trace for trace in figure.data if trace.name == "sibling")
-    assert own.marker.line.color[1] == "#c23b3b"
-    assert own.marker.line.color[0] != "#c23b3b"
+    assert len(figure.data) == 2 * 3 + 3  # and the legend's
+    assert [trace.name for trace in figure.data[-3:]] == ["baseline", *made.sources]
+    own = next(trace for trace in figure.data if trace.legendgroup == "sibling")
+    assert [width > 0 for width in own.marker.line.width] == [False, True]
     with pytest.raises(ValueError, match="has no odd side"):
         plot_transfer(table, side="odd")
     candidates = pandas.DataFrame(
