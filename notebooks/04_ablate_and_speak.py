@@ -111,8 +111,9 @@ for answer in spoken.itertuples():
 # ## What to conclude, and what not
 #
 # - The five heads whose loss lowers the next token's refusal log-odds most are **not shown** to carry refusal in
-#   answers: with these silent the model refuses 18 points less than with random heads of their layers [−45, 11], and
-#   13 instead of 11 of 20 on MaliciousInstruct. A ranking of one token is a guess about answers; measure answers.
+#   answers: with these silent the model refuses 28 points less than with random heads of their layers [−55, 3], drawn
+#   to move the output as far, and 13 instead of 11 of 20 on MaliciousInstruct. A ranking of one token is a guess about
+#   answers; measure answers.
 # - Three of the five are in the first layer: silent, they change what everything above reads, harmless requests
 #   included, as the printed answers show. A head that many things need is no safety head.
 # - Not that no head carries refusal: 20 prompts see differences of about 35 points, one ranking was tried, and the
