@@ -51,9 +51,8 @@ def fingerprint(model: nn.Module, first_block: int = 0) -> str:
     blocks = plain_name(blocks_of(model)[0]) if first_block else ""
     below = tuple(f"{blocks}.{n}." for n in range(first_block))
     known = _digests.setdefault(model, {})
-    modules = list(
-        model.named_modules()
-    )  # of a small model, walking through them is most of the time
+    # Listed once: in a small model, walking through the modules is most of the time.
+    modules = list(model.named_modules())
     settings = _settings(model, modules)
     whole = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(_tensors(model, modules), key=lambda one: one[0]):

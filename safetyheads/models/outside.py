@@ -7,8 +7,6 @@ from torch import nn
 
 LIBRARIES = ("transformer_lens.", "safetyheads.", "accelerate.", "peft.", "torch.")
 """Whose hooks are no change of the model: they watch, or set what parameters say."""
-
-
 Modules = Iterable[tuple[str, nn.Module]]
 """As `nn.Module.named_modules` gives them."""
 

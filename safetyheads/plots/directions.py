@@ -6,6 +6,7 @@
 
 # ruff: noqa: C408  (Plotly's documentation writes attributes as keyword arguments; so does this.)
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -127,16 +128,26 @@ def plot_heads_along(
     figure = go.Figure(layout=sheet(width, height + tall - 20, **margins))
     for number, name in enumerate(there):
         place = panel(number, x=number * (size[0] + GAP), y=0, size=size, inner=inner)
+        drawn = table[table[name].notna()]
+        low, high = drawn[name].min(), drawn[name].max()
+        low, high = low - (high - low) / 15, high + (high - low) / 8
         x = axis(title="written along the direction, share", tickformat=".0%", nticks=6)
-        figure.update_layout(place.frame(x, axis(title=words[name])))
+        figure.update_layout(place.frame(x, axis(title=words[name], range=[low, high])))
+        points = drawn[drawn["chosen"]].sort_values(name, ascending=False)
+        heights = [size[1] * (high - value) / (high - low or 1) for value in points[name]]
+        for row, away in zip(points.itertuples(), apart(heights, size[1]), strict=True):
+            figure.add_annotation(
+                **dict(x=row.written_share, y=getattr(row, name), text=row.label),
+                **dict(xref=f"x{place.suffix}", yref=f"y{place.suffix}", ax=26, ay=away),
+                **dict(xanchor="left", font=dict(size=10), arrowwidth=0.7, arrowcolor=DARK),
+                **dict(arrowhead=0, standoff=4),
+            )
         for chosen, colour in ((False, "#7f7f7f"), (True, SELF)):
-            some = table[(table["chosen"] == chosen) & table[name].notna()]
+            some = drawn[drawn["chosen"] == chosen]
             figure.add_scatter(
                 **place.axes,
                 **dict(x=some["written_share"].tolist(), y=some[name].tolist()),
-                **dict(mode="markers+text" if chosen else "markers", showlegend=False),
-                text=some["label"].tolist(),
-                **dict(textposition="top center", textfont=dict(size=10)),
+                **dict(mode="markers", showlegend=False, text=some["label"].tolist()),
                 marker=dict(color=colour, size=8 if chosen else 5, opacity=0.8),
                 hovertemplate="%{text}: %{x:.1%}, %{y:.3g}<extra></extra>",
             )
@@ -148,6 +159,25 @@ def plot_heads_along(
     for made in notes:
         figure.add_annotation(made)
     return figure
+
+
+def apart(heights: Sequence[float], bottom: float, step: float = 13) -> list[float]:
+    """How far [px] each label is moved from its mark so that none hides another or leaves the frame.
+
+    `heights` are the marks' below the upper edge, sorted, `bottom` is that of the lower edge.
+
+    >>> apart([0, 100, 101], bottom=250), apart([240, 241, 242], bottom=250)
+    ([-9, -9, 3], [-24, -12, 0])
+    """
+    places, place = list[float](), -math.inf
+    for height in heights:
+        place = max(height - 9, place + step)
+        places.append(place)
+    lowest = bottom - 8
+    for n in reversed(range(len(places))):
+        places[n] = min(places[n], lowest)
+        lowest = places[n] - step
+    return [round(place - height) for place, height in zip(places, heights, strict=True)]
 
 
 def plot_effects(
