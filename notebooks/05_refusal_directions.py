@@ -290,11 +290,11 @@ print(f"{len(export.changed)} weights changed; logits differ by {export.max_logi
 # - *Who writes it?* Not these heads: without the three that write most, the refusal log-odds stay where they were
 #   (+0.17 [-0.02, 0.36]), and three random heads move them more.
 # - *Does it carry over?* On these eight prompts it seems so: the directions of the three siblings leave 2 or 3
-#   refusals on each of them, of 7 or 8; the base's leaves 5, random weights 7 or 8 (smallest p 0.03, q 0.31). On 25
-#   prompts it does not (docs/siblings.md): from `ssft` 18 refusals untouched, 14 with its own direction ablated, 12
-#   with that of `at` or `lat`, 16 and 18 with two nulls; no two differ (McNemar, p at least 0.13). Eight prompts
-#   prove nothing. LAT's is hardly another direction (cosine 0.997 with that of `ssft`), so it could not transfer
-#   better.
+#   refusals on each of them, of 7 or 8; the base's leaves 5, random weights 7 or 8 (smallest p 0.03, q 0.31). Eight
+#   prompts prove nothing: on 25, directions of layer 22 hardly take refusals away (docs/siblings.md). Those of layer
+#   25 do, over three seeds: from 17 to 21 of 25 to 1 to 6 with the siblings' own, 15 to 21 with two nulls, and
+#   *LAT's is the weaker one*: it leaves +0.11 [0.03, 0.21] more refused than SSFT's, on SSFT and AT siblings.
+#   arXiv:2504.18872 found LAT's the strongest on every model.
 # - *Does LAT gather refusal in two components?* Not here: 0.413 in `ssft`, 0.419 in `at`, 0.418 in `lat`, and 0.400
 #   in the base, on 25 pairs. On 100 pairs and over three seeds, each of which trains all three (docs/siblings.md,
 #   layer 22):
