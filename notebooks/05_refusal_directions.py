@@ -318,9 +318,11 @@ print(f"{len(export.changed)} weights changed; logits differ by {export.max_logi
 #
 # What this run prints is of few prompts, and shows how it is done; the numbers below are of docs/siblings.md.
 #
-# - *One direction?* With eight pairs nothing rises above what relabelled prompts give. Massive activations play no part.
-# - *Does refusal rest on it?* On the one of layer 25, yes: ablated, 14 to 18 of 25 prompts are refused no longer and none
-#   anew (p at most 1.2e-4), under two nulls of equal length none. The same from layer 22 does nothing.
+# - *One direction?* With eight pairs nothing rises above what relabelled prompts give. Massive activations play no
+#   part.
+# - *Does refusal rest on it?* On that of layer 25, yes: ablated, 14 to 18 of 25 prompts are refused no longer and none
+#   anew (p at most 1.2e-4); two nulls of equal length take nothing away (p at least 0.125). That of layer 22 does
+#   hardly anything.
 # - *Who writes it?* Not the heads that write most along it: without five of them refusal stays where it was (+0.04
 #   [-0.40, 0.46] nat; without the direction -2.65 [-3.11, -2.22]).
 # - *Does it carry over?* Any sibling's to any other, and half of it from the base, which never refuses. LAT's is the
