@@ -292,7 +292,7 @@ print(f"{len(export.changed)} weights changed; logits differ by {export.max_logi
 # - *Does it carry over?* On these eight prompts it seems so: the directions of the three siblings leave 2 or 3
 #   refusals on each of them, of 7 or 8; the base's leaves 5, random weights 7 or 8 (smallest p 0.03, q 0.31). Eight
 #   prompts prove nothing: on 25, directions of layer 22 hardly take refusals away (docs/siblings.md). Those of layer
-#   25 do, over three seeds: from 17 to 21 of 25 to 1 to 6 with the siblings' own, 15 to 21 with two nulls, and
+#   25 do, over three seeds: from 17 to 21 of 25 to 3 to 6 with the siblings' own, 15 to 21 with two nulls, and
 #   *LAT's is the weaker one*: it leaves +0.11 [0.03, 0.21] more refused than SSFT's, on SSFT and AT siblings.
 #   arXiv:2504.18872 found LAT's the strongest on every model.
 # - *Does LAT gather refusal in two components?* Not here: 0.413 in `ssft`, 0.419 in `at`, 0.418 in `lat`, and 0.400
