@@ -300,6 +300,11 @@ class Experiment:
             found["overlap"] = subspace_overlap(spectra, LAYER)
         for part in found.values():
             print(part.round(3).to_string(index=False))
+        first = table[(table["version"] == "uncentred") & (table["component"] == 1)]
+        kept_columns = ["model", "layer", "explained", "chance", "mean_share", "mean_chance"]
+        found["first component"] = first[[*kept_columns, "outlier_share"]]
+        found["cosines"] = cosines(states)
+        print(found["cosines"].round(3).to_string(index=False))
         all_models = found["two components"]
         found["two components"] = all_models[all_models["model"] == "base"]  # others: over seeds
         return {name: rows_of(part) for name, part in found.items()}
@@ -370,6 +375,21 @@ def two_components(seen: Sequence[Seen], n: int) -> pandas.DataFrame:
             rows += [(layer, name, less_name, *row) for row in _intervals(observed, drawn, n)]
     columns = ["layer", "model", "less", "version", "two components", "low", "high"]
     return pandas.DataFrame(rows, columns=columns)
+
+
+def cosines(
+    states: Mapping[str, Sequence[tuple[torch.Tensor, torch.Tensor]]],
+) -> pandas.DataFrame:
+    """How alike the mean differences of two models are, in each of `LAYERS`: cosines, a row a pair of models."""
+    means = {
+        name: torch.stack([a.double().mean(0) - b.double().mean(0) for a, b in some])
+        for name, some in states.items()
+    }
+    rows = [
+        (first, second, *torch.cosine_similarity(means[first], means[second], dim=-1).tolist())
+        for first, second in itertools.combinations(means, 2)
+    ]
+    return pandas.DataFrame(rows, columns=["first", "second", *map(str, LAYERS)])
 
 
 def over_seeds(seen: Sequence[Seen], n: int) -> pandas.DataFrame:

@@ -19,12 +19,14 @@
 # carry over to another model, and does latent adversarial training (LAT) gather it in two components?
 #
 # The model is SmolLM2 with 135 million parameters, taught to refuse; its siblings went on from it under an adversary,
-# and the model that it was made from answers everything (docs/siblings.md). 386 processor seconds, under five minutes
-# on two cores. `SAFETYHEADS_NOTEBOOK_MODEL` names another model.
+# and the model that it was made from answers everything (docs/siblings.md). Under five minutes on two cores.
+# `SAFETYHEADS_NOTEBOOK_MODEL` names another model.
 
 # %%
+import json
 import os
 import tempfile
+from pathlib import Path
 
 import pandas
 
@@ -41,12 +43,12 @@ from safetyheads import (
     measure_behaviour,
     null_directions,
     plot_component_cosines,
+    plot_effects,
     plot_heads_along,
     plot_planes,
     plot_selection,
     plot_spectrum,
     plot_transfer,
-    random_copy,
     refusal_direction,
     refusal_spectrum,
     select_direction,
@@ -104,7 +106,7 @@ table.query("layer == @layer and component <= 2")[[*columns, "outlier_share"]].r
 plot_component_cosines(table)
 
 # %%
-some = sorted({layer // 2 or 1, layer, 3 * model.n_layers // 4})
+some = sorted({layer // 2 or 1, layer, 5 * model.n_layers // 6})
 plot_planes(spectrum.points(), some)
 
 # %% [markdown]
@@ -112,7 +114,9 @@ plot_planes(spectrum.points(), some)
 #
 # Each of three layers and each token of the template's end gives a candidate. Ablated, it should leave no
 # refusal on harmful prompts (`bypass`) and change nothing on harmless ones (`kl`); added, it should
-# bring refusal (`induce`). `only_expected=False` keeps the prompts that the model does not refuse.
+# bring refusal (`induce`). `only_expected=False` keeps the prompts that the model does not refuse. The filters are
+# looser than the paper's (the first four fifths of the layers, a KL of 0.1, an induced refusal), which no direction of
+# this model passes.
 
 # %%
 selection = select_direction(
@@ -120,7 +124,7 @@ selection = select_direction(
     train,
     validation,
     layers=some,
-    filters=Filters(kl=0.5, induce=-20.0),
+    filters=Filters(last_layer=0.9, kl=1.0, induce=-20.0),
     only_expected=False,
     execution=Execution(progress=False),
 )
@@ -188,12 +192,18 @@ print(along)
 along.conditions().round(3)
 
 # %% [markdown]
-# ## Does it carry over?
+# The heads alone, the direction alone, and each where the other is gone already; at the right, each as a share of what
+# the direction does.
+
+# %%
+plot_effects(along.effects())
+
+# %% [markdown]
+# ## Does LAT gather refusal in two components?
 #
-# Each model's direction is ablated from each of the three that refuse. The base, which does not refuse, gives one too;
-# a copy with random weights gives one that means nothing. Directions are of every fourth row of JailbreakBench, at the
-# layer of docs/siblings.md; answers are to harmful odd rows. None of the models learnt from either. Answers have twelve
-# tokens: at fewer, long refusals are cut before a judge can know them.
+# arXiv:2504.18872 finds 74 % of the differences in the first two components of its LAT model, and 49 to 54 % in the
+# others. Here are the siblings of one seed, and the base, on every fourth row of JailbreakBench, which none of them
+# learnt from, at the layer of docs/siblings.md.
 
 # %%
 asked = load_prompts("jailbreakbench")
@@ -207,17 +217,62 @@ def rows(name, chosen):
     return PromptSet(name, harmful, harmless, paired=True)
 
 
-above = 3 * model.n_layers // 4
+above = 5 * model.n_layers // 6
 learned = rows("every fourth row", range(0, 100, max(1, len(asked) // 25)))
-odd = rows("odd rows", range(1, 100, 12))
-targets = {"ssft": model} | {name: load_model(sibling) for name, sibling in SIBLINGS.items()}
-models = {"base": load_model(BASE), **targets, "random weights": random_copy(model, seed=1)}
-place = {"layer": above, "progress": False}
-sources = {name: refusal_direction(one, learned, **place) for name, one in models.items()}
+models = {"base": load_model(BASE), "ssft": model}
+models |= {name: load_model(sibling) for name, sibling in SIBLINGS.items()}
+options = {"layers": above, "components": 2, "resampling": Resampling(30)}
+spectra = {
+    name: refusal_spectrum(one, learned, **options, random_weights=False, progress=False)
+    for name, one in models.items()
+}
+tables = pandas.concat([one.to_frame().assign(model=name) for name, one in spectra.items()])
+plot_spectrum(tables, above, versions=["uncentred", "uncentred, trimmed"], components=2)
+
+# %%
+tables.pivot_table(index="model", columns="version", values="explained", aggfunc="sum").round(3)
+
+# %%
+overlap = subspace_overlap(spectra, above)
+overlap[["first", "second", "angle", "degrees", "cosine", "chance"]].round(3)
+
+# %% [markdown]
+# One seed is one training. `benchmarks/siblings.py` trained all three kinds from three seeds and read 100 pairs; what
+# it found is kept in the repository, and is shown here where this notebook runs in a checkout
+# (`python benchmarks/siblings.py --data DATA --folder FOLDER --sibling ssft-1=... --record FILE` makes it anew).
+# `low` and `high` are over pairs, `sd` over the seeds, whose own numbers are `values`.
+
+# %%
+places = [Path(up) / "benchmarks" / "records" / "siblings.json" for up in (".", "..")]
+recorded = next((json.loads(file.read_text()) for file in places if file.is_file()), None)
+
+
+def three_seeds(name, query):
+    """Some rows of the record of three seeds."""
+    if recorded is None or name not in recorded:
+        return "No benchmarks/records/siblings.json here: docs/siblings.md has the table."
+    return pandas.DataFrame(recorded[name]).query(query).drop(columns=["layer"], errors="ignore")
+
+
+three_seeds("over seeds", "layer == 25 and version in ('uncentred', 'uncentred, trimmed')")
+
+# %% [markdown]
+# ## Does it carry over, and does LAT's carry over better?
+#
+# Each model's direction, the mean difference of the same states, is ablated from two of the models that refuse; beside
+# them a direction of the same prompts with their labels dealt anew, and one drawn with the covariance of the states, of
+# equal length. Answers are to harmful odd rows, and have twelve tokens: at fewer, long refusals are cut before a judge
+# can know them.
+
+# %%
+sources = {name: spectrum.mean_difference[0, 0] for name, spectrum in spectra.items()}
+own = refusal_direction(model, learned, above, progress=False)
+kinds = ["relabelled", "covariance"]
+sources |= null_directions(model, learned, own, kinds=kinds, count=1, progress=False)
 transfer = transfer_matrix(
-    targets,
+    {name: one for name, one in models.items() if name in ("ssft", "lat")},
     sources,
-    odd.limit(2 if TINY else 8),
+    rows("odd rows", range(1, 100, 12)).limit(2 if TINY else 8),
     decoding=Decoding(2 if TINY else 12),
     sides="harmful",
     progress=False,
@@ -236,38 +291,17 @@ tests = transfer.tests()
 tests.iloc[tests["difference"].abs().argsort()[::-1]].head(5).round(3)
 
 # %%
-unit = {name: one.vector / one.vector.norm() for name, one in sources.items()}
+vectors = {name: getattr(one, "vector", one) for name, one in sources.items()}
+unit = {name: vector / vector.norm() for name, vector in vectors.items()}
 pandas.DataFrame({a: {b: float(unit[a] @ unit[b]) for b in unit} for a in unit}).round(3)
 
 # %% [markdown]
-# ## Does LAT gather refusal in two components?
-#
-# arXiv:2504.18872 finds 74 % of the differences in the first two components of its LAT model, and 49 to 54 % in the
-# others.
+# Eight prompts of one seed prove nothing. The same benchmark asked 25 prompts of all three kinds of three seeds: how
+# much less each target refuses with LAT's direction ablated than with another one of its seed (mean over the seeds,
+# interval over prompts, permutation test).
 
 # %%
-spectra = {
-    name: refusal_spectrum(
-        one,
-        learned,
-        layers=above,
-        components=2,
-        resampling=Resampling(30),
-        random_weights=False,
-        progress=False,
-    )
-    for name, one in models.items()
-    if name != "random weights"
-}
-tables = pandas.concat([one.to_frame().assign(model=name) for name, one in spectra.items()])
-plot_spectrum(tables, above, versions=["uncentred", "uncentred, trimmed"], components=2)
-
-# %%
-tables.pivot_table(index="model", columns="version", values="explained", aggfunc="sum").round(3)
-
-# %%
-overlap = subspace_overlap(spectra, above)
-overlap[["first", "second", "angle", "degrees", "cosine", "chance"]].round(3)
+three_seeds("transfer over seeds, layer 25", "source == 'lat' and less != ''")
 
 # %% [markdown]
 # ## Take the model without it elsewhere
@@ -282,31 +316,19 @@ print(f"{len(export.changed)} weights changed; logits differ by {export.max_logi
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - *One direction?* The first component holds 0.30 [0.15, 0.53] of the differences of eight pairs, and relabelled
-#   prompts reach 0.46: with so few pairs nothing rises above chance. Massive activations play no part (0.01).
-# - *Does refusal rest on it?* Ablated, the chosen one (layer 7) leaves no refusal of four harmful prompts, of which
-#   three were refused; no null leaves fewer than two. It takes the harmless refusal, too. Four prompts show how it
-#   is done.
-# - *Who writes it?* Not these heads: without the three that write most, the refusal log-odds stay where they were
-#   (+0.17 [-0.02, 0.36]), and three random heads move them more.
-# - *Does it carry over?* On these eight prompts it seems so: the directions of the three siblings leave 2 or 3
-#   refusals on each of them, of 7 or 8; the base's leaves 5, random weights 7 or 8 (smallest p 0.03, q 0.31). On 25
-#   prompts it does not (docs/siblings.md): from `ssft` 18 refusals untouched, 14 with its own direction ablated, 12
-#   with that of `at` or `lat`, 16 and 18 with two nulls; no two differ (McNemar, p at least 0.13). Eight prompts
-#   prove nothing. LAT's is hardly another direction (cosine 0.997 with that of `ssft`), so it could not transfer
-#   better.
-# - *Does LAT gather refusal in two components?* Not here: 0.413 in `ssft`, 0.419 in `at`, 0.418 in `lat`, and 0.400
-#   in the base, on 25 pairs. On 100 pairs and over three seeds, each of which trains all three (docs/siblings.md,
-#   layer 22):
+# What this run prints is of few prompts, and shows how it is done; the numbers below are of docs/siblings.md.
 #
-#   | first two components | mean of three seeds | seeds 0, 1, 2 |
-#   |---|---|---|
-#   | `ssft` | 0.351 [0.286, 0.397] | 0.352, 0.353, 0.350 |
-#   | `at` less `ssft` | +0.001 [-0.002, 0.004] | +0.003, +0.002, 0.000 |
-#   | `lat` less `ssft` | +0.001 [-0.002, 0.004] | +0.002, +0.002, -0.001 |
-#   | the same at layer 28 | -0.003 [-0.007, 0.002] | -0.008, +0.004, -0.004 |
-#   | at layer 28, `at` less `ssft` | +0.006 [0.002, 0.009] | +0.006, +0.010, +0.002 |
-#
-#   Without the outlier dimensions no number moves by more than 0.004. Short trainings of a small model: no replication
-#   of the paper's.
+# - *One direction?* With eight pairs nothing rises above what relabelled prompts give. Massive activations play no
+#   part.
+# - *Does refusal rest on it?* On that of layer 25, yes: ablated, 14 to 18 of 25 prompts are refused no longer and none
+#   anew (p at most 1.2e-4); two nulls of equal length take nothing away (p at least 0.125). That of layer 22 does
+#   hardly anything.
+# - *Who writes it?* Not the heads that write most along it: without five of them refusal stays where it was (+0.04
+#   [-0.40, 0.46] nat; without the direction -2.65 [-3.11, -2.22]).
+# - *Does it carry over?* Any sibling's to any other, and half of it from the base, which never refuses. LAT's is the
+#   weaker one: +0.11 [0.03, 0.21] more is refused than with SSFT's, in all three seeds. arXiv:2504.18872 found LAT's
+#   the strongest on every model.
+# - *Does LAT gather refusal in two components?* Not here: at layer 25 `lat` less `ssft` is 0.000 [-0.004, 0.004], mean
+#   of three seeds (-0.005, +0.006, -0.002). Without the outlier dimensions no number moves by more than 0.004. Short
+#   trainings of a small model: no replication of the paper's.
 # - Explained variance is not causal; the judged answers are.

@@ -134,7 +134,7 @@ def check_refusal_directions(names, printed):
     assert set(names["table"]["version"]) >= {"uncentred", "centred, trimmed"}
     assert len(names["nulls"]) == 4
     assert names["along"].heads
-    assert names["transfer"].matrix().shape == (1, 4)  # untouched, and three sources
+    assert names["transfer"].matrix().shape == (1, 5)  # untouched, and four sources
     assert set(names["tables"]["model"]) == {"base", "ssft"}
     assert names["export"].max_logit_difference < 1e-4 * names["export"].largest_logit
     assert "weights changed" in printed
