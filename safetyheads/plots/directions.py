@@ -122,9 +122,11 @@ def plot_heads_along(
         )
     size = (290, 250)
     inner = (len(there) * size[0] + (len(there) - 1) * GAP, size[1])
-    width, height = inner[0] + LEFT + RIGHT, inner[1] + TOP + BOTTOM
+    width = max(inner[0] + LEFT + RIGHT, 480)  # room for the title above a single panel
+    height = inner[1] + TOP + BOTTOM
     tall, notes = caption(note, width=width, left=LEFT, below=BOTTOM)
-    margins = dict(left=LEFT, right=RIGHT, top=TOP - 20, bottom=BOTTOM + tall)
+    right = width - LEFT - inner[0]
+    margins = dict(left=LEFT, right=right, top=TOP - 20, bottom=BOTTOM + tall)
     figure = go.Figure(layout=sheet(width, height + tall - 20, **margins))
     for number, name in enumerate(there):
         place = panel(number, x=number * (size[0] + GAP), y=0, size=size, inner=inner)
