@@ -28,7 +28,7 @@ help:
 venv: $(STAMP)
 
 # Interpreters in order of preference: the one asked for, then the versions this set is tested on, the system's first:
-# distributions build theirs with optimizations, pyenv does not, and the tests take a third longer with it.
+# distributions build theirs with optimizations, pyenv does not, and the tests take a quarter longer with it.
 $(STAMP): pyproject.toml constraints.txt
 	@set -e; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \

@@ -17,6 +17,8 @@ from safetyheads.stats import (
 )
 
 UA = "undifferentiated_attention"
+BOTH = ("zero", UA)
+"""The two ablations whose rankings are asked first, and judged against each other."""
 
 
 class Experiment:
@@ -92,8 +94,12 @@ class Experiment:
 
     def random(self, name: str) -> list[int]:
         """Refusals under each draw of random heads."""
+        return [sum(hits) for hits in self._drawn(name)]
+
+    def _drawn(self, name: str) -> list[list[bool]]:
+        """Which prompts were refused under each draw that was asked."""
         draws = [self.refused(f"{name}, random {n}", name) for n in range(10)]
-        return [sum(hits) for hits in draws if hits]
+        return [hits for hits in draws if hits]
 
     def match(self, name: str) -> str:
         """How far random heads move the output beside an ablation's first five, in words."""
@@ -106,8 +112,7 @@ class Experiment:
     def control(self, name: str) -> dict[str, float]:
         """How far random heads move the rate of refusals by themselves: their mean less the untouched model's, with its
         95 % interval over prompts, and p by flipping signs."""
-        draws = [self.refused(f"{name}, random {n}", name) for n in range(10)]
-        hits = torch.tensor([some for some in draws if some]).double().mean(0)
+        hits = torch.tensor(self._drawn(name)).double().mean(0)
         apart = hits - torch.tensor(self.refused("untouched", "")).double()
         low, high = bootstrap_interval(apart)
         numbers = {"value": apart.mean(), "low": low, "high": high, "p": permutation_p(apart)}

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from found import BOTH, UA
 from torch import Tensor
 
 from safetyheads import PromptSet, RefusalShift, Ships, tokenize
@@ -22,9 +23,10 @@ from safetyheads.engine.measurement import measure
 from safetyheads.engine.rounds import Rounds
 from safetyheads.engine.run import run
 from safetyheads.evidence.carriers import judge_effects
-from safetyheads.heads import Head, heads_like
+from safetyheads.heads import Head, HeadScores
 from safetyheads.inputs import SIDES, Side, prepare, prepare_pairs
 from safetyheads.interventions.ablations import Ablation, InterchangeAblation, as_ablation
+from safetyheads.probes.behaviour.controls import matched_heads, moved_by
 from safetyheads.probes.single_heads import Together
 from safetyheads.stats import (
     benjamini_hochberg,
@@ -35,7 +37,6 @@ from safetyheads.stats import (
 )
 from safetyheads.storage.store import Store
 
-UA = "undifferentiated_attention"
 JBB = "jailbreakbench"
 LONGEST = 44
 """Tokens that a prompt of the selection may have, the template's with it: what is padded is paid for."""
@@ -53,8 +54,6 @@ SWAPS = {
     "interchange (stranger)": (InterchangeAblation("stranger"), "harmful"),
 }
 """What is lent to the heads of the named groups, and on which side: both ways, and the two controls."""
-BOTH = ("zero", UA)
-"""The two whose rankings are asked first, and judged against each other."""
 DRAWS = 10
 
 
@@ -202,17 +201,18 @@ class Selection:
     def matched(self, name: str) -> list[tuple[Head, ...]]:
         """Random groups of the layers of an ablation's first five, whose single heads together move the output nearest
         to what these do."""
-        heads = self.ranked(name)
-        drawn = itertools.islice(heads_like(heads, self.model.n_heads, seed=0), 500)
-        groups = list(dict.fromkeys(tuple(sorted(some)) for some in drawn))
-        own, *moved = self.moved(name, [heads, *groups])
-        order = sorted(range(len(groups)), key=lambda n: abs(moved[n] - own))
-        return [groups[n] for n in order[:DRAWS]]
+        nearest = matched_heads(self.ranked(name), self._ships(name), DRAWS)
+        return [tuple(sorted(some)) for some in nearest]
 
     def moved(self, name: str, groups: Sequence[Sequence[Head]]) -> list[float]:
         """How far the heads of each group, each ablated alone, move the output in all: Ships on the first pairs."""
-        kl, per = self.swept(name)[1, :, : self.setting.first].mean(-1), self.model.n_heads
-        return [sum(float(kl[head.layer * per + head.head]) for head in some) for some in groups]
+        ships = self._ships(name)
+        return [moved_by(some, ships) for some in groups]
+
+    def _ships(self, name: str) -> HeadScores:
+        values = self.swept(name)[1, :, : self.setting.first].mean(-1)
+        grid = values.view(self.model.n_layers, self.model.n_heads)
+        return HeadScores(grid, None, name, "ships", "nat")
 
     def head(self, place: int) -> Head:
         """The head at a place of the scores."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from found import UA, Experiment, interval, words
+from found import BOTH, UA, Experiment, interval, words
 
 from safetyheads.stats import mcnemar_p, wilson_interval
 
@@ -28,7 +28,6 @@ MODELS = {
 }
 """What the page calls a model, and how `experiment.py` knows it."""
 PAPER, SWAPPING = "arXiv:2410.13708", "arXiv:2604.04385"
-BOTH = ("zero", UA)
 AGREES, NOT, OPEN = "agrees", "does not agree", "cannot be said here"
 NEUTRAL = 0.1
 """How far a neutral control may move a rate, at either end of its interval."""

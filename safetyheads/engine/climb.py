@@ -167,9 +167,11 @@ def token_rows(
     return part.ids.where(real, 0).to(model.device), part.lengths.to(model.device)
 
 
-def all_rows(model: HookedModel, batch: TokenBatch, rows: int | None = None) -> list[Rows]:
-    """All prompts of a batch, as `layout` groups them."""
-    calls: Calls = {}
+def all_rows(
+    model: HookedModel, batch: TokenBatch, rows: int | None = None, calls: Calls | None = None
+) -> list[Rows]:
+    """All prompts of a batch, as `layout` groups them; `calls` has what was recorded, and gets what is."""
+    calls = {} if calls is None else calls
     groups = layout(batch, rows, model.device.type)
     return [Rows.of(model, batch, group, calls) for group in groups]
 

@@ -138,9 +138,8 @@ class Rounds:
         if self._opened is None:
             measurement = self.measurement
             variants = measurement.variants(measurement.heads())
-            groups = all_rows(measurement.inputs.model, measurement.inputs.batch)
-            for some in groups:
-                self._calls.update(some.recorded)
+            inputs = measurement.inputs
+            groups = all_rows(inputs.model, inputs.batch, calls=self._calls)
             kernel = fastest(measurement, groups, variants)
             self.exact_resume = kernel != Whole()
             references = references_of(groups, variants, measurement.given, everywhere=True)

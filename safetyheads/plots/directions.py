@@ -215,7 +215,9 @@ def plot_effects(
     )
     figure.add_bar(
         **dict(x=table["shift"].tolist(), y=rows, orientation="h", width=0.66),
-        marker_color=[SELF if "heads" in name[:5] else POSITIONS[0] for name in table["effect"]],
+        marker_color=[
+            SELF if name.startswith("heads") else POSITIONS[0] for name in table["effect"]
+        ],
         error_x=dict(
             **dict(type="data", symmetric=False, thickness=1.2, width=4, color=DARK),
             array=(table["high"] - table["shift"]).tolist(),

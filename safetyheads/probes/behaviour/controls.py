@@ -48,24 +48,23 @@ def matched_heads(
 
     Raises ValueError where there are fewer different draws.
     """
-    different = _different(top, moved.values.shape[1], seed, tried)
-    if len(different) < draws:
+    nearest = nearest_draws(top, moved, seed=seed, tried=tried)
+    if len(nearest) < draws:
         raise ValueError(
-            f"{draws} draws are asked for, and the layers of these {len(top)} heads have {len(different)} others; ask "
+            f"{draws} draws are asked for, and the layers of these {len(top)} heads have {len(nearest)} others; ask "
             "for fewer"
         )
+    return nearest[:draws]
+
+
+def nearest_draws(
+    top: Sequence[Head], moved: HeadScores, *, seed: int = 0, tried: int = 500
+) -> list[tuple[Head, ...]]:
+    """All different ones of `tried` draws, those first that move the output most nearly as far."""
+    drawn = itertools.islice(heads_like(top, moved.values.shape[1], seed), tried)
+    different = {tuple(sorted(some)): some for some in drawn}.values()
     target = moved_by(top, moved)
-    return sorted(different, key=lambda some: abs(moved_by(some, moved) - target))[:draws]
-
-
-def different_draws(top: Sequence[Head], n_heads: int, *, seed: int = 0, tried: int = 500) -> int:
-    """How many different ones `matched_heads` chooses from."""
-    return len(_different(top, n_heads, seed, tried))
-
-
-def _different(top: Sequence[Head], n_heads: int, seed: int, tried: int) -> list[tuple[Head, ...]]:
-    drawn = itertools.islice(heads_like(top, n_heads, seed), tried)
-    return list({tuple(sorted(some)): some for some in drawn}.values())
+    return sorted(different, key=lambda some: abs(moved_by(some, moved) - target))
 
 
 def moved_by(heads: Sequence[Head], moved: HeadScores) -> float:
@@ -89,8 +88,8 @@ def how_far(
     inputs = _first_side(model, prompts.limit(MOVED_ON), template)
     measurement = measure(inputs, ablation, Ships())
     layers = sorted({head.layer for head in heads})
-    asked = [Head(layer, n) for layer in layers for n in range(model.n_heads)]
-    swept = run(measurement, measurement.variants(asked), Execution(progress=progress))
+    variants = measurement.variants(measurement.heads(layers))
+    swept = run(measurement, variants, Execution(progress=progress))
     values = torch.full((model.n_layers, model.n_heads), torch.nan)
     values[layers] = measurement.metric.score(swept.readings)[0].cpu().float().view(len(layers), -1)
     return HeadScores(values, None, ablation.name, "ships", "nat")

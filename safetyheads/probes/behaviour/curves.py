@@ -30,11 +30,10 @@ from safetyheads.judges.verdicts import VERDICTS
 from safetyheads.models.opening import load_model
 from safetyheads.probes.behaviour.answers import Behaviour, measure_behaviour
 from safetyheads.probes.behaviour.controls import (
-    different_draws,
     how_far,
-    matched_heads,
     mean_over,
     moved_by,
+    nearest_draws,
     random_heads,
     require_ships,
 )
@@ -252,10 +251,8 @@ def refusal_under_ablation(
         moved = how_far(model, prompts, sum(arms.values(), ()), ablation, **asked)
     how = moved if isinstance(moved, HeadScores) else None
     if how is not None:
-        seed = next(iter(draws), 0)
-        count = min(len(draws), different_draws(heads, model.n_heads, seed=seed))
-        found = matched_heads(heads, how, count, seed=seed)
-        draws = dict(zip(draws, found, strict=False))
+        nearest = nearest_draws(heads, how, seed=next(iter(draws), 0))
+        draws = dict(zip(draws, nearest, strict=False))
 
     def arm(name: str, size: int, seed: int, some: Sequence[Head]) -> Arm:
         return Arm(name, size, seed, tuple(some[:size]), _moved(some[:size], how))
